@@ -1,0 +1,15 @@
+"""Which commands there are."""
+
+from __future__ import annotations
+
+import importlib
+
+import typer
+
+MODULES = ("demo", "doctor", "data", "train", "generate")
+"""Modules of this folder, in the order of `kinema --help`; each has `register(app)`."""
+
+
+def register(app: typer.Typer) -> None:
+    for name in MODULES:
+        importlib.import_module(f"kinema.cli.{name}").register(app)

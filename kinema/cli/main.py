@@ -1,0 +1,53 @@
+"""The `kinema` command: one thin module per command group, errors without tracebacks.
+
+Modules of this room import only typer and the standard library at their top; what a command
+needs is imported inside it, so that `kinema --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from kinema.cli import commands
+
+app = typer.Typer(
+    name="kinema",
+    help="Open text-to-video: curate, train, generate, serve; on a laptop or a cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+commands.register(app)
+
+
+def main() -> None:
+    """Entry point: a person's mistake ends in a message and a non-zero exit, never a traceback."""
+    # Threads that spin while they wait slow a busy CPU down 3-20 times; set before torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # `kinema ... | head`: the reader has what it wanted.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except OSError as error:
+        if os.environ.get("KINEMA_TRACEBACK"):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except ValueError as error:
+        from kinema.config.errors import KinemaError
+
+        if not isinstance(error, KinemaError) or os.environ.get("KINEMA_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None

@@ -1,0 +1,21 @@
+"""Options and settings of the whole test suite."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before torch is imported anywhere: no spinning threads, no downloads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden",
+        type=Path,
+        default=Path(__file__).parent / "golden" / "v1",
+        help="folder of golden vectors with a manifest.json (default: the project's own copy)",
+    )

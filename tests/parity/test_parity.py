@@ -1,0 +1,33 @@
+"""Agreement with the original models: every case of a golden folder, read from its manifest.
+
+`pytest tests/parity --golden DIR` runs another folder of the same format.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import pytest
+
+from tests.parity import adapters
+from tests.parity.case import Case, find_adapter, load_cases, only_weights
+from tests.parity.exceptions import DEFECTS_NOT_COPIED
+
+for _module in pkgutil.iter_modules(adapters.__path__):
+    importlib.import_module(f"tests.parity.adapters.{_module.name}")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    folder = metafunc.config.getoption("--golden")
+    cases = [c for c in load_cases(folder) if not only_weights(c)]
+    metafunc.parametrize("case", cases, ids=[c.name for c in cases])
+
+
+def test_parity(case: Case) -> None:
+    run = find_adapter(case.entry)
+    if run is None:
+        pytest.skip(f"not yet covered: {case.official}")
+    run(case)
+    missed = {t for t in case.unchecked() if not DEFECTS_NOT_COPIED.allows(case.official, t)}
+    assert not missed, f"expected tensors that nothing compared: {sorted(missed)[:5]}"

@@ -33,6 +33,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "serving": {"config", "telemetry", "media", "checkpoint", "generation"},
     "cluster": {"config", "telemetry"},
+    "demo": {
+        "config", "telemetry", "media", "models", "diffusion", "data", "checkpoint", "parallel",
+        "generation", "training", "evaluation",
+    },
 }  # fmt: skip
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 

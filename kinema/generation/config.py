@@ -1,0 +1,78 @@
+"""What a pipeline is made of and what a person can ask of it."""
+
+from __future__ import annotations
+
+from kinema.config.settings import settings
+from kinema.diffusion.config import RectifiedFlowConfig
+from kinema.models.config import STDiT3Config, TextConfig, VideoVAEConfig
+
+
+@settings
+class VAEComponent:
+    """The autoencoder a checkpoint was trained with."""
+
+    config: VideoVAEConfig
+    weights: str | None = None
+    """Path of its weights: absolute, or relative to the checkpoint's folder. None: must be given
+    when generating."""
+
+
+@settings
+class TrainedSize:
+    """A shape of video the checkpoint saw in training, in pixels and frames (1 = an image)."""
+
+    width: int
+    height: int
+    num_frames: int
+
+
+@settings
+class PipelineConfig:
+    """`components.json` of a checkpoint: enough to generate without the training recipe."""
+
+    model: STDiT3Config
+    vae: VAEComponent
+    text: TextConfig
+    diffusion: RectifiedFlowConfig
+    buckets: tuple[TrainedSize, ...] = ()
+    """Shapes seen in training, most frequent first; the first one is the default size."""
+    fps: float = 24.0
+    """Frame rate seen in training, after frame skipping: the default frame rate."""
+
+
+@settings
+class GenerateRequest:
+    """One video to be made. `batch of requests in, one clip each out`."""
+
+    prompt: str
+    width: int
+    """Pixels; a multiple of the autoencoder's stride times the model's patch."""
+    height: int
+    """Pixels; as `width`."""
+    num_frames: int
+    """Frames of the finished video; 1 makes an image. A number the autoencoder can do exactly."""
+    fps: float = 24.0
+    """Frame rate told to the model and written to the file."""
+    seed: int = 0
+    sample: int = 0
+    """Which of several videos for the same prompt and seed this is; each has its own noise."""
+    num_sampling_steps: int = 30
+    cfg_scale: float = 7.0
+    """Classifier-free guidance; 1 is none (and takes half the time)."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise ValueError("the prompt is empty; say what the video should show")
+        for name in ("width", "height", "num_frames", "num_sampling_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2^63 - 1")
+        if self.sample < 0:
+            raise ValueError(f"sample is {self.sample}; it must be at least 0")
+        if not 0 < self.fps <= 240:
+            raise ValueError(f"fps is {self.fps}; it must be above 0 and at most 240")
+        if not 1 <= self.cfg_scale <= 100:
+            raise ValueError(
+                f"cfg_scale is {self.cfg_scale}; it must be from 1 (no guidance) to 100"
+            )

@@ -16,7 +16,7 @@ TORCH_SPEC ?= torch==2.13.0
 .PHONY: demo test lint types unit install clean
 
 demo: $(VENV)/.installed
-	$(BIN)/kinema demo
+	$(BIN)/kinema demo $(DEMO_ARGS)
 
 test: lint types unit
 

@@ -15,13 +15,31 @@ from kinema.cli import commands
 
 app = typer.Typer(
     name="kinema",
-    help="Open text-to-video: curate, train, generate, serve; on a laptop or a cluster.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"kinema {version('kinema')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Open text-to-video: curate, train, generate, serve; on a laptop or a cluster."""
+
+
 commands.register(app)
 
 

@@ -59,9 +59,10 @@ class Source:
     lines: dict[Path, str] = field(default_factory=dict)
 
     def locate(self, path: Path) -> str:
-        for length in range(len(path), 0, -1):
+        for length in range(len(path), -1, -1):
             if path[:length] in self.lines:
-                return f"{self.lines[path[:length]]}: {dotted(path)}"
+                place = self.lines[path[:length]]
+                return f"{place}: {dotted(path)}" if path else place
         return dotted(path) or "recipe"
 
 
@@ -142,7 +143,7 @@ def parse_overrides(tokens: list[str]) -> list[tuple[Path, Any]]:
         if not key or not all(key.split(".")):
             raise ConfigError(f"{token!r} has no key", where="command line", hint="KEY=VALUE")
         try:
-            value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+            value = yaml.load(text, Loader=_Loader)
         except yaml.YAMLError as error:
             raise ConfigError(
                 f"{text!r} is not a YAML value: {error}", where=f"command line: {key}"
@@ -189,7 +190,7 @@ def _parse(path: FilePath) -> Source:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"is not valid YAML: {error}", where=str(path)) from None
-    source = Source()
+    source = Source(lines={(): str(path)})
     if node is None:
         return source
     if not isinstance(node, yaml.MappingNode):

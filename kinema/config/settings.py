@@ -25,6 +25,7 @@ from typing import (
     Literal,
     TypeVar,
     Union,
+    cast,
     dataclass_transform,
     get_args,
     get_origin,
@@ -44,7 +45,7 @@ Path = tuple[str, ...]
 def settings(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only, validated dataclass that refuses unknown fields."""
     config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
-    return pydantic_dataclass(frozen=True, kw_only=True, config=config)(cls)  # type: ignore[no-any-return]
+    return cast(type[T], pydantic_dataclass(frozen=True, kw_only=True, config=config)(cls))
 
 
 def is_settings(annotation: object) -> bool:
@@ -102,7 +103,7 @@ def dotted(path: Path) -> str:
 
 def unknown_key_message(key: str, known: typing.Iterable[str]) -> str:
     names = sorted(known)
-    near = get_close_matches(key, names, n=1, cutoff=0.5)
+    near = get_close_matches(key, names, n=1)
     if near:
         return f"unknown key {key!r}; did you mean {near[0]!r}?"
     return f"unknown key {key!r}; known here: {', '.join(names)}"

@@ -1,0 +1,231 @@
+"""What this machine has, what Kinema can use of it, and what to do about the rest.
+
+Every check returns findings; none of them raises, and none needs an optional package.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+Status = Literal["ok", "note", "problem"]
+
+MIN_TORCH = (2, 11)
+MIN_FREE_DISK_GIB = 5.0
+MIN_SHARED_MEMORY_GIB = 1.0
+EXTRAS = {"wandb": ("wandb", "logging runs to Weights & Biases")}
+"""Extra of the package -> (module it brings, what it is for)."""
+NEEDED_CODECS = {"h264": "r", "libx264": "w", "hevc": "r", "vp9": "r", "av1": "r", "mpeg4": "r"}
+"""Codec -> read or write, of the FFmpeg inside PyAV."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    name: str
+    status: Status
+    detail: str
+    advice: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def examine(folder: Path) -> list[Finding]:
+    """All findings; `folder` is where data and runs will be written (for its free disk)."""
+    findings: list[Finding] = []
+    checks: list[Callable[[], Iterator[Finding]]] = [
+        _python,
+        _torch,
+        _accelerators,
+        _attention,
+        _codecs,
+        lambda: _disk(folder),
+        _memory,
+        _threads,
+        _extras,
+    ]
+    for check in checks:
+        findings.extend(check())
+    return findings
+
+
+def _python() -> Iterator[Finding]:
+    version = platform.python_version()
+    yield Finding("python", "ok", f"{version} on {platform.system()} {platform.machine()}")
+
+
+def _torch() -> Iterator[Finding]:
+    if importlib.util.find_spec("torch") is None:
+        yield Finding("torch", "problem", "not installed", "pip install 'torch>=2.11'")
+        return
+    import torch
+
+    version = tuple(int(p) for p in torch.__version__.split("+")[0].split(".")[:2])
+    if version < MIN_TORCH:
+        yield Finding("torch", "problem", torch.__version__, "pip install -U 'torch>=2.11'")
+    else:
+        yield Finding("torch", "ok", torch.__version__)
+    # An installed torchvision of another build breaks transformers and diffusers for everyone.
+    if importlib.util.find_spec("torchvision") is not None:
+        try:
+            importlib.import_module("torchvision")
+        except (ImportError, RuntimeError, OSError) as error:
+            yield Finding(
+                "torchvision",
+                "problem",
+                f"installed but does not import: {str(error).splitlines()[0]}",
+                "pip uninstall torchvision (Kinema does not use it)",
+            )
+
+
+def _accelerators() -> Iterator[Finding]:
+    if importlib.util.find_spec("torch") is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(index)
+            free, total = torch.cuda.mem_get_info(index)
+            yield Finding(
+                f"gpu {index}",
+                "ok",
+                f"{device.name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, "
+                f"compute {device.major}.{device.minor}, CUDA {torch.version.cuda}",
+            )
+    elif torch.backends.mps.is_available():
+        yield Finding("gpu", "ok", "Apple GPU (MPS): for generation")
+    elif torch.version.cuda:
+        yield Finding(
+            "gpu",
+            "note",
+            f"torch is built for CUDA {torch.version.cuda} but sees no GPU",
+            "with a GPU: check the driver with nvidia-smi; without: the CPU is used",
+        )
+    else:
+        yield Finding("gpu", "note", "none; the CPU build of torch is installed", "tiny/ recipes")
+
+
+def _attention() -> Iterator[Finding]:
+    """Run each fused kernel once: what is compiled in is not always what works."""
+    if importlib.util.find_spec("torch") is None:
+        return
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    on_gpu = torch.cuda.is_available()
+    device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
+    query = torch.zeros(1, 2, 16, 64, device=device, dtype=dtype)
+    kernels = {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
+    works = []
+    for name, backend in kernels.items():
+        try:
+            with sdpa_kernel(backend):
+                torch.nn.functional.scaled_dot_product_attention(query, query, query)
+        except RuntimeError:
+            continue
+        works.append(name)
+    fused = [name for name in works if name != "math"]
+    yield Finding(
+        "attention",
+        "ok" if fused else "note",
+        f"{', '.join(works)} on {device}",
+        "" if fused else "only the slow kernel works; update torch or the GPU driver",
+    )
+
+
+def _codecs() -> Iterator[Finding]:
+    try:
+        import av
+        from av.codec import Codec
+    except ImportError as error:
+        yield Finding("video", "problem", f"PyAV does not import: {error}", "pip install 'av>=18'")
+        return
+    missing = []
+    for name, mode in NEEDED_CODECS.items():
+        try:
+            Codec(name, "w" if mode == "w" else "r")
+        except ValueError:
+            missing.append(f"{name} ({'writing' if mode == 'w' else 'reading'})")
+    detail = (
+        f"PyAV {av.__version__} with FFmpeg {'.'.join(map(str, av.library_versions['libavcodec']))}"
+    )
+    if missing:
+        yield Finding(
+            "video",
+            "problem" if any("libx264" in m for m in missing) else "note",
+            f"{detail}; lacks {', '.join(missing)}",
+            "install the wheel from PyPI: pip install --force-reinstall --only-binary=av av",
+        )
+    else:
+        yield Finding("video", "ok", f"{detail}: reads H.264, H.265, VP9, AV1; writes H.264")
+
+
+def _disk(folder: Path) -> Iterator[Finding]:
+    there = folder.resolve()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free / 2**30
+    if not os.access(there, os.W_OK):
+        yield Finding("disk", "problem", f"{there} is not writable", "choose another folder")
+    elif free < MIN_FREE_DISK_GIB:
+        yield Finding(
+            "disk", "problem", f"{free:.1f} GiB free at {there}", "free some, or another folder"
+        )
+    else:
+        yield Finding("disk", "ok", f"{free:.0f} GiB free at {there}")
+
+
+def _memory() -> Iterator[Finding]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    yield Finding(
+        "memory", "ok", f"{memory.available / 2**30:.0f} of {memory.total / 2**30:.0f} GiB free"
+    )
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        size = shutil.disk_usage(shared).free / 2**30
+        enough = size >= MIN_SHARED_MEMORY_GIB
+        yield Finding(
+            "shared memory",
+            "ok" if enough else "problem",
+            f"{size:.1f} GiB free at {shared}",
+            "" if enough else "data workers hand frames over there; docker run --shm-size=8g",
+        )
+
+
+def _threads() -> Iterator[Finding]:
+    policy = os.environ.get("OMP_WAIT_POLICY", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if policy.upper() == "PASSIVE":
+        yield Finding("cores", "ok", f"{cores}, waiting threads sleep")
+    else:
+        yield Finding(
+            "cores",
+            "note",
+            f"{cores}; OMP_WAIT_POLICY={policy or 'not set'}: waiting threads spin",
+            "export OMP_WAIT_POLICY=PASSIVE (3-20 times faster on a busy CPU)",
+        )
+
+
+def _extras() -> Iterator[Finding]:
+    for extra, (module, purpose) in EXTRAS.items():
+        if importlib.util.find_spec(module) is None:
+            yield Finding(
+                extra, "note", f"not installed ({purpose})", f"pip install 'kinema[{extra}]'"
+            )
+        else:
+            yield Finding(extra, "ok", importlib.metadata.version(module))

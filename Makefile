@@ -1,17 +1,19 @@
 # Two commands do everything, set-up included:
-#   make demo   render a small world, train on it, generate, write a report
+#   make demo   render a small world, train on it, generate videos, write a report
 #   make test   lint, types and the whole test suite
 #
-# TORCH_INDEX=https://download.pytorch.org/whl/cpu  takes PyTorch's CPU build (about 200 MB)
-# instead of the default one (on Linux: several GB of CUDA libraries).
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch's CPU build (about 200 MB)
+# instead of the one that PyPI offers (on Linux: several GB of CUDA libraries).
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Threads that spin while they wait make a busy two-core machine 3-20 times slower.
-export OMP_WAIT_POLICY ?= PASSIVE
 # The version that the tests ran with; any torch >= 2.11 works.
 TORCH_SPEC ?= torch==2.13.0
+# Passed on to `kinema demo`: make demo DEMO_ARGS="--videos my_clips"
+DEMO_ARGS ?=
+# Threads that spin while they wait make a busy two-core machine 3-20 times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test lint types unit install clean
 
@@ -20,23 +22,30 @@ demo: $(VENV)/.installed
 
 test: lint types unit
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.installed
+types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 # One thread a test process: two workers on two cores must not fight for them.
-unit: $(VENV)/.installed
+unit: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
+	@echo "installing into $(VENV) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Kinema needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH_SPEC)"
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@
 

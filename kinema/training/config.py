@@ -1,0 +1,212 @@
+"""The whole training recipe: what is trained, on which shapes, how, and what is written."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kinema.config.settings import settings
+from kinema.data.config import DataConfig
+from kinema.diffusion.config import FrameMaskConfig, RectifiedFlowConfig
+from kinema.models.config import STDiT3Config, TextConfig, VideoVAEConfig
+
+RANDOM_WEIGHTS = "random"
+"""Value of `vae_weights` that asks for an untrained autoencoder (tests only)."""
+
+
+@settings
+class WarmupSchedule:
+    """Linear warm-up to `optim.lr`, then constant (Open-Sora 1.2's `LinearWarmupLR`)."""
+
+    type: Literal["warmup"] = "warmup"
+    warmup_steps: int = 0
+    """Step i (from 0) below this runs at `lr * (i + 1) / (warmup_steps + 1)`; 0 is none."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be at least 0")
+
+
+@settings
+class OneCycleSchedule:
+    """Cosine up from `min_lr` to `max_lr`, cosine down to `optim.lr`, then constant: the bump
+    that the speed run gives a model when it moves to a new resolution."""
+
+    type: Literal["one-cycle"]
+    min_lr: float
+    max_lr: float
+    warmup_steps: int
+    cooldown_steps: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_lr <= self.max_lr:
+            raise ValueError(f"min_lr {self.min_lr} and max_lr {self.max_lr}: 0 <= min <= max")
+        if self.warmup_steps < 1 or self.cooldown_steps < 1:
+            raise ValueError("warmup_steps and cooldown_steps must be at least 1")
+
+
+Schedule = Annotated[WarmupSchedule | OneCycleSchedule, Field(discriminator="type")]
+
+
+@settings
+class OptimConfig:
+    """AdamW on the parameters that are not frozen."""
+
+    lr: float = 1e-4
+    """Learning rate after warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    grad_clip: float | None = 1.0
+    """Largest allowed norm of all gradients together; null is no clipping."""
+    schedule: Schedule = WarmupSchedule()
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"lr is {self.lr}; it must be above 0")
+        if not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"betas are {self.betas}; each must be at least 0 and below 1")
+        if self.eps <= 0 or self.weight_decay < 0:
+            raise ValueError("eps must be above 0 and weight_decay at least 0")
+        if self.grad_clip is not None and self.grad_clip <= 0:
+            raise ValueError(f"grad_clip is {self.grad_clip}; above 0, or null for no clipping")
+
+
+@settings
+class TextToVideoTask:
+    """Rectified flow on latents, with frame masks and caption dropout."""
+
+    type: Literal["text-to-video"]
+    masks: FrameMaskConfig = FrameMaskConfig()
+    """How often which frames stay clean; dropout of captions is `model.class_dropout_prob`."""
+
+
+@settings
+class VAETask:
+    """Reconstruction of the autoencoder: L1 + KL."""
+
+    type: Literal["vae"]
+    kl_weight: float = 1e-6
+    """Weight of the KL term, which is the mean over the elements of the latent."""
+
+    def __post_init__(self) -> None:
+        if self.kl_weight < 0:
+            raise ValueError(f"kl_weight is {self.kl_weight}; it must be at least 0")
+
+
+Task = Annotated[TextToVideoTask | VAETask, Field(discriminator="type")]
+
+
+@settings
+class PreviewConfig:
+    """Videos made from the EMA weights while training, on the first rank."""
+
+    every: int
+    """Steps between previews."""
+    prompts: tuple[str, ...]
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    num_frames: int
+    num_sampling_steps: int = 30
+    cfg_scale: float = 7.0
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or not self.prompts:
+            raise ValueError("needs every >= 1 and at least one prompt")
+
+
+@settings
+class TrackingConfig:
+    """Who is told, besides the terminal and `log.jsonl`."""
+
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    """Project at Weights & Biases (`pip install kinema[wandb]`); null does not use it."""
+
+
+@settings
+class TrainRecipe:
+    """Everything a run is made of, except which manifest it reads and where weights come from."""
+
+    name: str
+    """Name of the model in the run folder `outputs/NNN-NAME`."""
+    task: Task
+    vae: VideoVAEConfig
+    """The autoencoder: frozen for text-to-video, trained by the vae task."""
+    vae_weights: str | None = None
+    """The frozen autoencoder's weights: a checkpoint of `kinema train-vae`, its run folder, or a
+    weights file. `random` asks for untrained ones (tests only)."""
+    model: STDiT3Config | None = None
+    text: TextConfig | None = None
+    text_cache: str | None = None
+    """Precomputed text embeddings to read instead of running the text encoder."""
+    diffusion: RectifiedFlowConfig | None = None
+    data: DataConfig
+
+    optim: OptimConfig = OptimConfig()
+    ema_decay: float = 0.9999
+    """Per step; 0 makes the average follow the weights exactly."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Arithmetic of the networks; weights, their average and the optimizer stay float32."""
+    recompute: bool = False
+    """Recompute activations in the backward pass: less memory for a third more work."""
+    freeze: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that are not trained."""
+    accumulation: int = 1
+    """Micro-batches per rank and step; each weighs the same."""
+
+    epochs: int = 1
+    """Passes over the data; the run ends at `epochs` or `max_steps`, whichever comes first."""
+    max_steps: int | None = None
+    seed: int = 42
+    outputs: str = "outputs"
+    """Folder that run folders are made in."""
+    log_every: int = 10
+    ckpt_every: int = 1000
+    """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: int | None = None
+    """How many of the newest checkpoints stay; null keeps all."""
+    preview: PreviewConfig | None = None
+    tracking: TrackingConfig = TrackingConfig()
+
+    def __post_init__(self) -> None:
+        diffusing = {"model": self.model, "text": self.text, "diffusion": self.diffusion}
+        if isinstance(self.task, VAETask):
+            given = [k for k, v in diffusing.items() if v is not None]
+            given += [k for k in ("text_cache", "vae_weights", "preview") if getattr(self, k)]
+            if given:
+                raise ValueError(f"the vae task has no use for: {', '.join(given)}")
+        else:
+            missing = [k for k, v in diffusing.items() if v is None]
+            if missing:
+                raise ValueError(f"the text-to-video task needs: {', '.join(missing)}")
+            self._check_model_and_text()
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; at least 0 and below 1")
+        for key in ("accumulation", "epochs", "log_every", "ckpt_every"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1")
+        for key in ("max_steps", "keep_checkpoints"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key} is {value}; at least 1, or null for no limit")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2^63 - 1")
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ValueError(f"name is {self.name!r}; it becomes part of a folder's name")
+
+    def _check_model_and_text(self) -> None:
+        assert self.model is not None
+        assert self.text is not None
+        if self.model.caption_channels != self.text.dim:
+            raise ValueError(
+                f"model.caption_channels is {self.model.caption_channels}, "
+                f"but the text encoder gives {self.text.dim} channels (text.dim)"
+            )
+        if self.model.model_max_length != self.text.max_tokens:
+            raise ValueError(
+                f"model.model_max_length is {self.model.model_max_length}, "
+                f"but the text encoder gives {self.text.max_tokens} tokens (text.max_tokens)"
+            )

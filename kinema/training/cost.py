@@ -1,0 +1,48 @@
+"""What a step costs: the one formula, used by the sample order, the plan and the log.
+
+Per sample of a bucket, in FLOPs (matrix products, multiply-add = 2):
+
+- text-to-video: transformer forward x 3 (forward, and backward twice that), x 4 when activations
+  are recomputed; + encoding by the frozen autoencoder; + the text encoder unless its embeddings
+  are cached.
+- vae: (encode + decode) forward x 3, x 4 when recomputed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from kinema.training.config import TextToVideoTask, TrainRecipe
+
+
+class Shape(Protocol):
+    """What the formula needs of a bucket: frames and pixels of its videos."""
+
+    @property
+    def frames(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+
+
+def bucket_cost(recipe: TrainRecipe) -> Callable[[Shape], float]:
+    """FLOPs that one sample of a bucket costs in a training step under `recipe`."""
+    passes = 4 if recipe.recompute else 3
+    vae = recipe.vae
+
+    def text_to_video(bucket: Shape) -> float:
+        assert recipe.model is not None
+        assert recipe.text is not None
+        size = (bucket.frames, bucket.height, bucket.width)
+        latent = vae.latent_size(*size)
+        flops = passes * recipe.model.forward_flops(latent, recipe.text.max_tokens)
+        flops += vae.encode_flops(*size)
+        return flops if recipe.text_cache else flops + recipe.text.encode_flops()
+
+    def autoencoder(bucket: Shape) -> float:
+        size = (bucket.frames, bucket.height, bucket.width)
+        return passes * (vae.encode_flops(*size) + vae.decode_flops(*size))
+
+    return text_to_video if isinstance(recipe.task, TextToVideoTask) else autoencoder

@@ -10,6 +10,7 @@ from kinema.config.settings import settings
 from kinema.data.config import DataConfig
 from kinema.diffusion.config import FrameMaskConfig, RectifiedFlowConfig
 from kinema.models.config import STDiT3Config, TextConfig, VideoVAEConfig
+from kinema.telemetry.config import TrackingConfig
 
 RANDOM_WEIGHTS = "random"
 """Value of `vae_weights` that asks for an untrained autoencoder (tests only)."""
@@ -115,15 +116,6 @@ class PreviewConfig:
     def __post_init__(self) -> None:
         if self.every < 1 or not self.prompts:
             raise ValueError("needs every >= 1 and at least one prompt")
-
-
-@settings
-class TrackingConfig:
-    """Who is told, besides the terminal and `log.jsonl`."""
-
-    tensorboard: bool = True
-    wandb_project: str | None = None
-    """Project at Weights & Biases (`pip install kinema[wandb]`); null does not use it."""
 
 
 @settings

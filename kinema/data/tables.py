@@ -1,0 +1,109 @@
+"""Reading and writing tables: CSV or Parquet, told apart by the name's ending."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pa_parquet
+
+from kinema.config.errors import KinemaError
+from kinema.data.atomic import replacing
+
+ENDINGS = (".csv", ".parquet")
+MISSING = ["", "nan", "NaN", "NAN", "null", "NULL", "None", "NA", "N/A", "<NA>"]
+"""How a missing number may be spelled in CSV. Text is never missing: `NA` is a caption too."""
+
+
+def check_ending(path: Path) -> str:
+    """`.csv` or `.parquet`.
+
+    Raises:
+        KinemaError: any other ending.
+    """
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise KinemaError(
+            f"a table's name ends in .csv or .parquet, this one in {ending or 'nothing'!r}",
+            where=str(path),
+            hint=f"{path.stem or path.name}.parquet",
+        )
+    return ending
+
+
+def read_table(path: Path, types: Mapping[str, pa.DataType], *, hint: str) -> pa.Table:
+    """The table of a `.csv` or `.parquet` file.
+
+    Args:
+        types: the types that named CSV columns are read as (they need not be there); the others
+            are inferred. Parquet brings its own types.
+        hint: what to do when the file is not there or not readable.
+
+    Raises:
+        KinemaError: no such file, a folder, no readable table, a repeated column name.
+    """
+    ending = check_ending(path)
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise KinemaError(what, where=str(path), hint=hint)
+    if path.stat().st_size == 0:
+        raise KinemaError("is empty (0 bytes)", where=str(path), hint=hint)
+    table = _read_csv(path, types, hint) if ending == ".csv" else _read_parquet(path, hint)
+    names = table.column_names
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise KinemaError(f"column {repeated[0]!r} is there twice", where=str(path))
+    return table
+
+
+def _read_csv(path: Path, types: Mapping[str, pa.DataType], hint: str) -> pa.Table:
+    def read(threads: bool) -> pa.Table:
+        return pa_csv.read_csv(
+            path,
+            read_options=pa_csv.ReadOptions(use_threads=threads, block_size=16 << 20),
+            parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+            convert_options=pa_csv.ConvertOptions(
+                column_types=dict(types), null_values=MISSING, strings_can_be_null=False
+            ),
+        )
+
+    try:
+        return read(threads=True)
+    except pa.ArrowInvalid:
+        try:
+            return read(threads=False)  # only a serial reader can tell the line
+        except pa.ArrowInvalid as error:
+            raise KinemaError(
+                f"is not a readable CSV table: {error}", where=str(path), hint=hint
+            ) from None
+
+
+def _read_parquet(path: Path, hint: str) -> pa.Table:
+    try:
+        # Not `read_table`: that one takes `key=value` in the folder's name for a column.
+        with pa_parquet.ParquetFile(path) as file:
+            return file.read()
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = str(error).splitlines()[0]
+        raise KinemaError(
+            f"is not a readable Parquet file: {reason}", where=str(path), hint=hint
+        ) from None
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table as `.csv` or `.parquet`; a file of that name is replaced when all is written.
+
+    Raises:
+        KinemaError: any other ending.
+        OSError: the disk is full, the folder cannot be written.
+    """
+    ending = check_ending(path)
+    with replacing(path) as temporary:
+        if ending == ".csv":
+            pa_csv.write_csv(table, temporary)
+        else:
+            pa_parquet.write_table(table, temporary, compression="zstd")

@@ -1,0 +1,31 @@
+"""Where a run's record goes besides its own folder."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from kinema.config.settings import settings
+
+
+@settings
+class WandbConfig:
+    """Weights & Biases, an optional extra: `pip install 'kinema[wandb]'`."""
+
+    project: str
+    """Project that the run appears in."""
+    entity: str | None = None
+    """Team or user; your default one if left out."""
+    name: str | None = None
+    """Name of the run; the run folder's name if left out."""
+    mode: Literal["online", "offline"] = "online"
+    """`offline` writes to the run folder, for `wandb sync` later."""
+
+
+@settings
+class TrackingConfig:
+    """Trackers; `log.jsonl` and the printed line are always there."""
+
+    tensorboard: bool = True
+    """Write scalars and videos to `tensorboard/` in the run folder."""
+    wandb: WandbConfig | None = None
+    """Weights & Biases, where given."""

@@ -176,11 +176,11 @@ class Manifest:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what training sees: paths, captions, sizes, rates and which rows are kept.
+        """Hash of what training sees: paths, captions, sizes, rates and which rows are kept.
 
         The same for a CSV and a Parquet file of the same rows, whatever other columns they have.
         """
-        digest = hashlib.sha256(b"kinema manifest 1")
+        digest = hashlib.blake2b(b"kinema manifest 1", digest_size=32)
         for name in TEXT:
             _hash_text(digest, self.table.column(name))
         for name in ("num_frames", "height", "width"):

@@ -10,7 +10,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
 from kinema.config.errors import KinemaError
-from kinema.data.atomic import replacing
+from kinema.media.write import atomic_output
 
 ENDINGS = (".csv", ".parquet")
 MISSING = ["", "nan", "NaN", "NAN", "null", "NULL", "None", "NA", "N/A", "<NA>"]
@@ -102,7 +102,7 @@ def write_table(table: pa.Table, path: Path) -> None:
         OSError: the disk is full, the folder cannot be written.
     """
     ending = check_ending(path)
-    with replacing(path) as temporary:
+    with atomic_output(path) as temporary:
         if ending == ".csv":
             pa_csv.write_csv(table, temporary)
         else:

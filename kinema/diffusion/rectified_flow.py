@@ -87,7 +87,7 @@ class RectifiedFlow:
         """Timesteps that sampling visits, from noise down; the last step ends at 0.
 
         Args:
-            latent_frames, height, width: as in `training_timesteps`, `[B]` each.
+            latent_frames, height, width: `[B]` each; as in `training_timesteps`.
 
         Returns:
             float32 `[steps, B]`.
@@ -116,9 +116,7 @@ class RectifiedFlow:
 
     # Training
 
-    def add_noise(
-        self, x0: Tensor, noise: Tensor, t: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
         """`x_t`, float32; frames where `mask` is False stay as they are in `x0`."""
         s = (t.float() / self.config.num_timesteps).view(-1, 1, 1, 1, 1)
         x0 = x0.float()
@@ -235,7 +233,8 @@ def shift(
     frames = torch.as_tensor(latent_frames, dtype=torch.float32, device=device).clamp(min=1)
     ratio = scale * (pixels / SHIFT_BASE_PIXELS).sqrt() * (frames / SHIFT_BASE_FRAMES).sqrt()
     s = t.float() / num_timesteps
-    return ratio * s / (1.0 + (ratio - 1.0) * s) * num_timesteps
+    # Rounding may carry pure noise a hair above 1, and sampling masks compare with it.
+    return (ratio * s / (1.0 + (ratio - 1.0) * s)).clamp(max=1.0) * num_timesteps
 
 
 def guided(cond: Tensor, uncond: Tensor, scale: Tensor | float) -> Tensor:

@@ -39,6 +39,8 @@ class OneCycleSchedule:
     max_lr: float
     warmup_steps: int
     cooldown_steps: int
+    anneal: Literal["cosine", "linear"] = "cosine"
+    """Shape of both slopes."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_lr <= self.max_lr:

@@ -11,7 +11,7 @@ class Defect:
     official: str
     """Pattern of the case's `official` name."""
     tensor: str
-    """Pattern of the expected tensor's full name."""
+    """Pattern of the expected tensor's full name, or of what the adapter calls a row of a table."""
     reason: str
 
 
@@ -25,4 +25,28 @@ class Defects:
         )
 
 
-DEFECTS_NOT_COPIED = Defects(entries=())
+DEFECTS_NOT_COPIED = Defects(
+    entries=(
+        Defect(
+            r"rectified_flow\.timestep_transform$",
+            r"out\.t below 17 frames",
+            "1.2 counts frames // 17 * 5 latent frames, 0 below 17, and then sends every timestep "
+            "to 0 (NaN at pure noise); ours counts at least one",
+        ),
+        Defect(
+            r"train_utils\.MaskGenerator",
+            r"^quarter_\w+ T=[23] ",
+            "a quarter of 2 or 3 frames raises ValueError in 1.2; ours keeps one frame clean",
+        ),
+        Defect(
+            r"train_utils\.MaskGenerator",
+            r" 0+$",
+            "no frame left to predict makes 1.2's loss 0/0; ours noises the last frame",
+        ),
+        Defect(
+            r"utils\.lr_scheduler",
+            r" linear$",
+            "the linear one-cycle schedule runs backwards; no published recipe uses it",
+        ),
+    )
+)

@@ -1,0 +1,75 @@
+"""The moving average of the weights, which is what videos are generated from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from kinema.config.errors import KinemaError
+
+NOT_AVERAGED = "pos_embed"
+"""1.x recomputes this table from the sizes; its parameter, where a model has one, is constant."""
+
+
+class EMA:
+    """`average = decay·average + (1 - decay)·weight` after every update, in float32.
+
+    bf16 cannot hold it: at 0.9999 a step's change is below half a unit in its last place and
+    the average would stand still. Only trainable parameters are averaged; frozen ones, buffers
+    and `pos_embed` stay as they were when the average began, so that `state_dict` is a whole
+    model.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise KinemaError(f"EMA decay is {decay}; it must be at least 0 and below 1")
+        self.decay = decay
+        self._names = [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and name != NOT_AVERAGED
+        ]
+        averaged = set(self._names)
+        self._state = {
+            name: value.detach().to(torch.float32 if name in averaged else value.dtype, copy=True)
+            for name, value in model.state_dict().items()
+        }
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the model's weights; once per optimizer update."""
+        weights = dict(model.named_parameters())
+        torch._foreach_lerp_(
+            [self._state[name] for name in self._names],
+            [weights[name].detach().float() for name in self._names],
+            1.0 - self.decay,
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averaged model under the model's own names: float32 where averaged. The tensors
+        are the live ones; `update` changes them in place."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Tensor], *, where: str) -> None:
+        """Continue from a saved average.
+
+        Args:
+            where: the file it comes from, for the message.
+
+        Raises:
+            KinemaError: another model's: names or shapes differ.
+        """
+        missing, unexpected = self._state.keys() - state.keys(), state.keys() - self._state.keys()
+        shapes = [n for n in self._state.keys() & state if self._state[n].shape != state[n].shape]
+        if missing or unexpected or shapes:
+            raise KinemaError(
+                f"this average belongs to another model: {len(missing)} tensors missing, "
+                f"{len(unexpected)} unexpected, {len(shapes)} of another shape, for example "
+                f"{min([*missing, *unexpected, *shapes])!r}",
+                where=where,
+                hint="load it with the recipe that it was trained with",
+            )
+        for name, value in self._state.items():
+            value.copy_(state[name])

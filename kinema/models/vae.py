@@ -1,0 +1,286 @@
+"""The video autoencoder of Open-Sora 1.2: a 2D autoencoder per frame, then one over time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kinema.config.errors import KinemaError
+from kinema.models.config import VAE2DConfig, VideoVAEConfig
+from kinema.models.vae_2d import AutoencoderKL
+from kinema.models.vae_posterior import DiagonalGaussian
+from kinema.models.vae_temporal import TemporalVAE
+
+Noise = tuple[Tensor | None, Tensor | None]
+"""Standard normal noise of the 2D posterior `[B, C, T, h, w]` and of the temporal one
+`[B, C, t, h, w]`; None takes that posterior's mean."""
+
+
+@dataclass(frozen=True)
+class VAEOutput:
+    """What training needs of one pass through the autoencoder.
+
+    Attributes:
+        video: the reconstruction, `[B, 3, T, H, W]`.
+        z: sampled latents, *before* shift and scale, `[B, C, t, h, w]`.
+        posterior: distribution of z; its KL is the one that trains the temporal part.
+        spatial_latents: sampled and scaled 2D latents, `[B, C, T, h, w]`.
+        spatial_latents_rec: the same as the temporal part gives them back.
+        spatial_posterior: distribution of the 2D latents before their scaling.
+    """
+
+    video: Tensor
+    z: Tensor
+    posterior: DiagonalGaussian
+    spatial_latents: Tensor
+    spatial_latents_rec: Tensor
+    spatial_posterior: DiagonalGaussian
+
+
+class SpatialVAE(nn.Module):
+    """The 2D autoencoder on every frame of a video, `micro_batch_size` frames at a time.
+
+    Its latents are multiplied by `scaling`, whatever a published configuration file of the 2D
+    weights says: the temporal part was trained so.
+    """
+
+    def __init__(
+        self, config: VAE2DConfig, *, scaling: float, micro_batch_size: int | None
+    ) -> None:
+        super().__init__()
+        self.module = AutoencoderKL(config)  # the released name
+        self.scaling = scaling
+        self.micro_batch_size = micro_batch_size
+
+    def posterior(self, video: Tensor) -> DiagonalGaussian:
+        """Distribution of the unscaled latents, `[B, C, T, h, w]`, of `[B, 3, T, H, W]`."""
+        frames = video.to(_dtype(self)).transpose(1, 2).flatten(0, 1)
+        moments = torch.cat([self.module.encode(part) for part in self._parts(frames)])
+        return DiagonalGaussian.from_moments(_unflatten(moments, video.shape[0]))
+
+    def encode(self, video: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Scaled latents, float32 `[B, C, T, h, w]`; without noise the posterior's mean."""
+        return self.posterior(video).sample(noise) * self.scaling
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Scaled latents `[B, C, T, h, w]` to a video `[B, 3, T, H, W]`."""
+        frames = (z / self.scaling).to(_dtype(self)).transpose(1, 2).flatten(0, 1)
+        decoded = torch.cat([self.module.decode(part) for part in self._parts(frames)])
+        return _unflatten(decoded, z.shape[0])
+
+    def _parts(self, frames: Tensor) -> tuple[Tensor, ...]:
+        return frames.split(self.micro_batch_size or len(frames))
+
+
+class VideoVAE(nn.Module):
+    """Videos `[B, 3, T, H, W]` in [-1, 1] to latents `[B, C, t, h, w]` and back.
+
+    A video is cut into chunks of `micro_frame_size` frames that know nothing of each other, so the
+    memory of a call is that of one chunk plus its result. Encoding draws nothing by itself: noise
+    or a generator is handed in, and without either the posterior's means are taken.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, config: VideoVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.spatial_vae = SpatialVAE(
+            config.vae_2d,
+            scaling=config.spatial_scaling,
+            micro_batch_size=config.micro_batch_size,
+        )
+        self.temporal_vae = TemporalVAE(config.vae_temporal, config.vae_2d.latent_channels)
+        # Part of the released weights, so what was loaded counts, not what the settings say.
+        self.register_buffer("scale", torch.tensor(config.scale).view(1, -1, 1, 1, 1))
+        self.register_buffer("shift", torch.tensor(config.shift).view(1, -1, 1, 1, 1))
+
+    def encode(
+        self,
+        video: Tensor,
+        *,
+        noise: Noise = (None, None),
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Latents of a video, normalised to about zero mean and unit variance.
+
+        Args:
+            video: `[B, 3, T, H, W]` in [-1, 1], any floating-point dtype.
+            noise: see `Noise`.
+            generator: draws the noise instead (on its own device, in float32).
+
+        Returns:
+            float32 `[B, C, *config.latent_size(T, H, W)]`.
+
+        Raises:
+            KinemaError: the frames are smaller than one latent position.
+        """
+        spatial_noise, temporal_noise = self._noise(video, noise, generator)
+        latents = []
+        for frames, latent_frames in self._chunks(video.shape[2]):
+            x = self.spatial_vae.encode(video[:, :, frames], _cut(spatial_noise, frames))
+            posterior = self._temporal_posterior(x)
+            latents.append(posterior.sample(_cut(temporal_noise, latent_frames)))
+        return (torch.cat(latents, dim=2) - self.shift.float()) / self.scale.float()
+
+    def decode(self, z: Tensor, num_frames: int) -> Tensor:
+        """The video of normalised latents, about in [-1, 1].
+
+        Args:
+            z: `[B, C, t, h, w]`, with t as `config.latent_size(num_frames, ...)` says.
+            num_frames: frames of the video; t alone does not tell.
+
+        Returns:
+            `[B, 3, num_frames, h * stride, w * stride]` in the dtype of the weights.
+        """
+        parts = self._decode_chunks(z.float() * self.scale.float() + self.shift.float(), num_frames)
+        video: Tensor | None = None
+        for (frames, _), (part, _) in zip(self._chunks(num_frames), parts, strict=True):
+            if video is None:  # one buffer for all: a list of parts would hold everything twice
+                shape = list(part.shape)
+                shape[2] = num_frames
+                video = part.new_empty(shape)
+            video[:, :, frames] = part
+        assert video is not None
+        return video
+
+    def forward(
+        self,
+        video: Tensor,
+        *,
+        noise: Noise = (None, None),
+        generator: torch.Generator | None = None,
+    ) -> VAEOutput:
+        """Encode and decode for training; arguments as for `encode`.
+
+        Shift and scale play no part here: they are measured when training is done.
+        """
+        spatial_noise, temporal_noise = self._noise(video, noise, generator)
+        spatial_posteriors, posteriors, latents_2d, latents = [], [], [], []
+        for frames, latent_frames in self._chunks(video.shape[2]):
+            spatial_posteriors.append(self.spatial_vae.posterior(video[:, :, frames]))
+            x = spatial_posteriors[-1].sample(_cut(spatial_noise, frames))
+            latents_2d.append(x * self.spatial_vae.scaling)
+            posteriors.append(self._temporal_posterior(latents_2d[-1]))
+            latents.append(posteriors[-1].sample(_cut(temporal_noise, latent_frames)))
+        z = torch.cat(latents, dim=2)
+        parts = list(self._decode_chunks(z, video.shape[2]))
+        return VAEOutput(
+            video=torch.cat([part for part, _ in parts], dim=2),
+            z=z,
+            posterior=_join(posteriors),
+            spatial_latents=torch.cat(latents_2d, dim=2),
+            spatial_latents_rec=torch.cat([x for _, x in parts], dim=2),
+            spatial_posterior=_join(spatial_posteriors),
+        )
+
+    def freeze_spatial(self) -> None:
+        """Keep the 2D part as it is in training; gradients still pass through its decoder."""
+        self.spatial_vae.requires_grad_(False)
+
+    @torch.no_grad()
+    def fit_normalisation(self, latents: Iterable[Tensor]) -> None:
+        """Set shift and scale so that latents like these have zero mean and unit variance.
+
+        Args:
+            latents: batches as `encode` gives them (under the present shift and scale).
+
+        Raises:
+            KinemaError: no latents, or a channel that is constant or not finite.
+        """
+        count = 0
+        total = torch.zeros(self.config.latent_channels, dtype=torch.float64)
+        squares = torch.zeros_like(total)
+        for batch in latents:
+            values = batch.detach().double().cpu().transpose(0, 1).flatten(1)
+            count += values.shape[1]
+            total += values.sum(1)
+            squares += values.square().sum(1)
+        if count == 0:
+            raise KinemaError("no latents to measure shift and scale on", where="video VAE")
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=0).sqrt()
+        for channel, value in enumerate(std.tolist()):
+            if not math.isfinite(value) or value < 1e-6:
+                raise KinemaError(
+                    f"latent channel {channel} has standard deviation {value:.3g}: it carries "
+                    "nothing, or training has gone wrong",
+                    where="video VAE",
+                    hint="train longer, or lower the weight of the KL term",
+                )
+        view = (1, -1, 1, 1, 1)
+        self.shift += self.scale * mean.view(view).to(self.shift)
+        self.scale *= std.view(view).to(self.scale)
+
+    def _temporal_posterior(self, x: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian.from_moments(self.temporal_vae.encode(x.to(_dtype(self))))
+
+    def _decode_chunks(self, z: Tensor, num_frames: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Frames and 2D latents of each chunk, from latents before shift and scale."""
+        chunks = list(self._chunks(num_frames))
+        expected = chunks[-1][1].stop
+        assert z.shape[2] == expected, (
+            f"{num_frames} frames have {expected} latent frames, not {z.shape[2]}"
+        )
+        for frames, latent_frames in chunks:
+            part = z[:, :, latent_frames].to(_dtype(self))
+            x = self.temporal_vae.decode(part, frames.stop - frames.start)
+            yield self.spatial_vae.decode(x), x
+
+    def _chunks(self, num_frames: int) -> Iterator[tuple[slice, slice]]:
+        """Frames of each chunk and its latent frames."""
+        size = self.config.micro_frame_size or num_frames
+        latent_start = 0
+        for start in range(0, num_frames, size):
+            stop = min(start + size, num_frames)
+            latent_stop = latent_start + math.ceil((stop - start) / self.config.time_stride)
+            yield slice(start, stop), slice(latent_start, latent_stop)
+            latent_start = latent_stop
+
+    def _noise(self, video: Tensor, noise: Noise, generator: torch.Generator | None) -> Noise:
+        """Check the size and settle the noise, all at once so that chunks do not change it."""
+        batch, channels, frames, height, width = video.shape
+        assert channels == 3, f"a video is [B, 3, T, H, W], not {tuple(video.shape)}"
+        stride = self.config.spatial_stride
+        if min(height, width) < stride:
+            raise KinemaError(
+                f"frames of {width}x{height} are smaller than one latent position, "
+                f"{stride}x{stride} pixels",
+                where="video VAE",
+            )
+        if generator is None:
+            return noise
+        assert noise == (None, None), "give noise or a generator, not both"
+        t, h, w = self.config.latent_size(frames, height, width)
+        shapes = (
+            (batch, self.config.vae_2d.latent_channels, frames, h, w),
+            (batch, self.config.latent_channels, t, h, w),
+        )
+        spatial, temporal = (
+            torch.randn(shape, generator=generator, device=generator.device).to(video.device)
+            for shape in shapes
+        )
+        return spatial, temporal
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
+
+
+def _unflatten(frames: Tensor, batch: int) -> Tensor:
+    """`[B * T, C, H, W]` to `[B, C, T, H, W]`."""
+    return frames.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def _cut(noise: Tensor | None, frames: slice) -> Tensor | None:
+    return None if noise is None else noise[:, :, frames]
+
+
+def _join(parts: list[DiagonalGaussian]) -> DiagonalGaussian:
+    mean = torch.cat([p.mean for p in parts], dim=2)
+    return DiagonalGaussian(mean, torch.cat([p.logvar for p in parts], dim=2))

@@ -1,0 +1,130 @@
+"""The video autoencoder of Open-Sora 1.2 against the original."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kinema.config.settings import from_dict
+from kinema.models.config import VAE2DConfig, VideoVAEConfig
+from kinema.models.vae import SpatialVAE, VideoVAE
+from tests.parity.case import Case, adapter
+
+# Fields of the original's settings that ours does not have, and the only value it supports.
+FIXED_2D = {"in_channels": 3, "out_channels": 3, "act_fn": "silu"}
+IGNORED_2D = ("sample_size", "scaling_factor", "down_block_types", "up_block_types")
+OURS = ("micro_frame_size", "micro_batch_size", "shift", "scale", "spatial_scaling")
+
+
+def config_2d(given: dict[str, Any]) -> dict[str, Any]:
+    plain = {k: v for k, v in given.items() if k not in IGNORED_2D}
+    for key, value in FIXED_2D.items():
+        assert plain.pop(key, value) == value, f"{key} other than {value} is not supported"
+    return plain
+
+
+def video_vae_config(given: dict[str, Any]) -> VideoVAEConfig:
+    plain = {k: given[k] for k in OURS if k in given}
+    plain["vae_2d"] = config_2d(given["vae_2d"])
+    temporal = dict(given["vae_temporal"])
+    channels = temporal.pop("in_out_channels", None)
+    assert channels in (None, given["vae_2d"]["latent_channels"])
+    return from_dict(VideoVAEConfig, plain | {"vae_temporal": temporal})
+
+
+def per_video(noise: Tensor, batch: int) -> Tensor:
+    """`[(B T), C, h, w]`, as the original draws it, to our `[B, C, T, h, w]`."""
+    return noise.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+@adapter(r"v1\.2 opensora\.models\.vae\.vae\.VideoAutoencoderPipeline", kind="safetensors")
+def video_vae(case: Case) -> None:
+    vae = VideoVAE(video_vae_config(case.config)).eval()
+    weights = case.group("weight")
+    for name, factor in case.config.get("multiply_weights_before_running", {}).items():
+        weights[name] = weights[name] * factor
+    vae.load_state_dict(weights, strict=True)
+    video = case.input("video")
+    noise = tuple(
+        case.input(f"noise_{part}") if case.has(f"in.noise_{part}") else None
+        for part in ("spatial", "temporal")
+    )
+    noise = (None if noise[0] is None else per_video(noise[0], len(video)), noise[1])
+    with torch.no_grad():
+        if case.config.get("cal_loss"):
+            training_forward(case, vae, video, noise)
+            return
+        z = case.input("z") if case.has("in.z") else vae.encode(video)
+        size = vae.config.latent_size(*video.shape[2:])
+        outputs = {
+            "out.z_mean": lambda: vae.encode(video),
+            "out.z_sample": lambda: vae.encode(video, noise=noise),
+            "out.x_z_mean": lambda: vae.spatial_vae.encode(video),
+            "out.video": lambda: vae.decode(z, video.shape[2]),
+        }
+        for name, run in outputs.items():
+            if case.has(name):
+                got = run()
+                case.check(name, got)
+                assert not name.startswith("out.z_") or got.shape[2:] == size
+
+
+def training_forward(
+    case: Case, vae: VideoVAE, video: Tensor, noise: tuple[Tensor | None, Tensor | None]
+) -> None:
+    got = vae(video, noise=noise)
+    case.check("out.x_rec", got.video)
+    case.check("out.x_z_rec", got.spatial_latents_rec)
+    case.check("out.z", got.z)
+    case.check("out.x_z", got.spatial_latents)
+    case.check("out.mean", got.posterior.mean)
+    case.check("out.logvar", got.posterior.logvar)
+    case.check("out.kl", got.posterior.kl())
+
+
+@adapter(r"v1\.2 VideoAutoencoderKL$", kind="safetensors")
+def spatial_vae(case: Case) -> None:
+    config = from_dict(VAE2DConfig, config_2d(case.config["vae_2d"]))
+    vae = SpatialVAE(
+        config,
+        scaling=VideoVAEConfig().spatial_scaling,  # whatever the 2D settings say
+        micro_batch_size=case.config["micro_batch_size"],
+    )
+    weights = case.group("weight")
+    prefix = "spatial_vae."
+    if any(k.startswith(prefix) for k in weights):  # a file that is shared with the video VAE's
+        weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    vae.eval().load_state_dict(weights, strict=True)
+    video = case.input("video")
+    with torch.no_grad():
+        noise = per_video(case.input("noise_spatial"), len(video))
+        case.check("out.z_sample", vae.encode(video, noise))
+        case.check("out.video", vae.decode(case.input("z")))
+
+
+@adapter(r"v1\.2 VideoAutoencoderPipeline\.get_latent_size$", kind="json")
+def latent_size(case: Case) -> None:
+    for row in case.table():
+        config = VideoVAEConfig(micro_frame_size=row["micro_frame_size"])
+        # The original passes an unknown size through as None; ours are always known.
+        known = config.latent_size(*(64 if n is None else n for n in row["input"]))
+        got = [None if n is None else size for n, size in zip(row["input"], known, strict=True)]
+        assert got == row["latent"], row
+
+
+@adapter(r"v1\.2 OpenSoraVAE_V1_2\(\)$", kind="json")
+def released_names(case: Case) -> None:
+    with torch.device("meta"):
+        vae = VideoVAE(video_vae_config(case.config))
+    table = case.table()
+    want = {name: (tuple(shape), dtype) for name, (shape, dtype, _) in table["keys"].items()}
+    got = {
+        name: (tuple(t.shape), str(t.dtype).removeprefix("torch."))
+        for name, t in vae.state_dict().items()
+    }
+    assert got == want
+    buffers = {name for name, (_, _, kind) in table["keys"].items() if kind == "buffer"}
+    assert {name for name, _ in vae.named_buffers()} == buffers
+    assert sum(p.numel() for p in vae.parameters()) == table["num_parameters"]

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -135,17 +135,15 @@ def read_log(folder: Path | str) -> list[dict[str, Any]]:
     return [record for _, record in _records(Path(folder) / "log.jsonl")]
 
 
-def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    result = []
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if line.endswith("\n") and isinstance(record, dict):
-                result.append((line, record))
-    return result
+            if line.endswith("\n") and isinstance(record, dict) and "step" in record:
+                yield line, record
 
 
 def _drop_records_after(path: Path, step: int) -> None:

@@ -147,14 +147,20 @@ class Manifest:
         """Where the clip is. Absolute paths are used as written, others are below `root`."""
         return self.root / self.path(row)
 
+    @functools.cached_property
+    def blank(self) -> Numbers:
+        """Bool [N]: True where the caption is empty or only spaces."""
+        trimmed = pc.utf8_trim_whitespace(self.table.column("text"))
+        mask: Numbers = pc.equal(trimmed, "").to_numpy()
+        return mask
+
     def require_captions(self) -> None:
         """Refuse kept rows without a caption (text-to-video training cannot use them).
 
         Raises:
             ManifestError: names how many, and the first rows.
         """
-        blank = pc.equal(pc.utf8_trim_whitespace(self.table.column("text")), "").to_numpy()
-        rows = np.flatnonzero(blank & self.kept)
+        rows = np.flatnonzero(self.blank & self.kept)
         if rows.size:
             raise ManifestError(
                 f"{rows.size} of {int(self.kept.sum())} clips have no caption: {row_list(rows)}",

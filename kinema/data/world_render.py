@@ -14,7 +14,7 @@ import numpy as np
 
 from kinema.data.world import COLOURS, MOTIONS, SIZES, Scene
 
-Array = np.ndarray[Any, np.dtype[np.float32]]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 TRAVEL = 0.46
 """How far a moving shape goes during the clip."""
@@ -37,7 +37,7 @@ def render(
     px = (x[None] - centres[:, 0, None, None]) / radius
     py = (y[None] - centres[:, 1, None, None]) / radius
     distance = SHAPE_DISTANCE[scene.shape]
-    shadow = _smooth_step(0.35, -0.3, distance(px - 0.14, py - 0.22))
+    shadow = _smooth_step(0.28, -0.3, distance(px - 0.14, py - 0.22))
     coverage = np.clip(0.5 - distance(px, py) * (radius * size), 0, 1)
 
     picture = backdrop[None] * (1 - 0.32 * shadow[..., None])

@@ -1,0 +1,187 @@
+"""`kinema data index`: a manifest from a folder of videos and images."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kinema.config.errors import KinemaError
+from kinema.data.captions import Captions, find_captions
+from kinema.data.find_media import Refusal, find_media
+from kinema.data.journal import Journal
+from kinema.data.manifest import Manifest
+from kinema.data.tables import check_ending
+from kinema.media.errors import MediaError
+from kinema.media.info import MediaInfo
+from kinema.media.pool import DecodePool
+from kinema.media.probe import probe
+from kinema.media.write import atomic_output
+from kinema.telemetry.progress import Progress
+
+NO_CAPTION = "no_caption"
+"""`dropped_by` of a clip without a caption, where others have one."""
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What an index run did."""
+
+    manifest: Path
+    report: Path
+    rows: int
+    reused: int
+    """Files that an earlier, unfinished or older run had looked at."""
+    captions: Captions
+    without_caption: list[str]
+    refused: list[Refusal]
+
+    def reasons(self) -> dict[str, int]:
+        """How many files were refused for each reason, most first."""
+        return dict(Counter(refusal.reason for refusal in self.refused).most_common())
+
+
+def index_folder(
+    folder: str | Path,
+    output: str | Path,
+    *,
+    captions: str | Path | None = None,
+    data_root: str | Path | None = None,
+    workers: int = 4,
+    timeout_s: float = 20.0,
+    report: str | Path | None = None,
+) -> IndexReport:
+    """Write a manifest of all videos and images below `folder`.
+
+    A run that was interrupted is continued: files that have not changed (size, modification time)
+    are not opened again. Paths are written relative to `data_root`, or to the manifest's folder
+    where the files are below it, else absolute. Refused files and captions that fit no file go to
+    `report` (default: `OUTPUT.report.jsonl`), one JSON object a line.
+
+    Args:
+        output: ends in `.csv` or `.parquet`.
+        captions: a table of captions, see `find_captions`; None: `.txt` files beside the clips.
+        data_root: a folder above `folder`.
+        workers: processes that open files.
+        timeout_s: limit for one file, in seconds.
+
+    Raises:
+        KinemaError: nothing usable was found, or the captions do not fit.
+    """
+    folder, output = Path(os.path.abspath(folder)), Path(os.path.abspath(output))
+    check_ending(output)
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise KinemaError(what, where=str(folder))
+    base = Path(os.path.abspath(data_root or output.parent))
+    if data_root and not folder.is_relative_to(base):
+        raise KinemaError(
+            f"is not below the data root {base}", where=str(folder), hint="give a folder above it"
+        )
+    files, refused = find_media(folder)
+    texts = find_captions(folder, files, Path(captions) if captions else None, base)
+    report_path = Path(report or f"{output}.report.jsonl")
+
+    with Journal(Path(f"{output}.journal.jsonl")) as journal:
+        records, reused = _probe_all(folder, files, journal, workers, timeout_s)
+        found = {r["path"]: r for r in records if "refused" not in r}
+        for record in records:
+            if "refused" in record:
+                refused.append(Refusal(record["path"], *record["refused"]))
+        refused.sort(key=lambda refusal: refusal.path)
+        rows = [file for file in files if file in found]
+        without = [file for file in rows if not texts.texts.get(file)]
+        _write_report(report_path, refused, texts, without)
+        result = IndexReport(output, report_path, len(rows), reused, texts, without, refused)
+        if not rows:
+            raise _nothing_usable(folder, result)
+        _manifest(folder, base, rows, found, result).write(output, data_root=base)
+        journal.finish()
+    return result
+
+
+def _probe_all(
+    folder: Path, files: list[str], journal: Journal, workers: int, timeout_s: float
+) -> tuple[list[Record], int]:
+    """What is known about each file, from the journal or by opening it; in any order."""
+    statuses: dict[str, os.stat_result | None] = {}
+    records: list[Record] = []
+    new: list[str] = []
+    for file in files:
+        try:
+            statuses[file] = status = os.stat(folder / file)
+        except OSError:
+            statuses[file] = status = None  # opening it will say why
+        record = journal.recall(file, status) if status else None
+        if record:
+            records.append(record)
+        else:
+            new.append(file)
+    with (
+        Progress("indexing", total=len(files), unit="file", done=len(records)) as bar,
+        DecodePool(max(1, min(workers, len(new))), timeout_s) as pool,
+    ):
+        for file, info in pool.map(probe, new, call=lambda f: (folder / f,), ordered=False):
+            records.append(journal.add(file, statuses[file], **_found(info)))
+            bar.advance(note=file)
+    return records, len(files) - len(new)
+
+
+def _found(info: MediaInfo | MediaError) -> Record:
+    if isinstance(info, MediaError):
+        return {"refused": [info.reason, info.what]}
+    if info.num_frames > 1 and not info.fps > 0:
+        return {"refused": ["no_frame_rate", "the video does not say its frame rate"]}
+    return {
+        "num_frames": info.num_frames,
+        "height": info.height,
+        "width": info.width,
+        "fps": info.fps,
+        "file_size": info.file_size,
+    }
+
+
+def _manifest(
+    folder: Path, base: Path, rows: list[str], found: dict[str, Record], result: IndexReport
+) -> Manifest:
+    prefix = folder.relative_to(base) if folder.is_relative_to(base) else folder
+    texts = result.captions.texts
+    columns: dict[str, list[Any]] = {
+        "path": [str(prefix / row) for row in rows],
+        "text": [texts.get(row, "") for row in rows],
+    }
+    for name in ("num_frames", "height", "width", "fps", "file_size"):
+        columns[name] = [found[row][name] for row in rows]
+    if len(result.without_caption) < len(rows):
+        columns["dropped_by"] = ["" if texts.get(row) else NO_CAPTION for row in rows]
+    return Manifest.from_columns(columns, base)
+
+
+def _write_report(
+    path: Path, refused: list[Refusal], captions: Captions, without: list[str]
+) -> None:
+    lines = [*refused, *captions.unused]
+    if captions.source != "none":
+        lines += [Refusal(file, NO_CAPTION, f"{captions.source} has none") for file in without]
+    with (
+        atomic_output(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        for line in lines:
+            file.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
+
+
+def _nothing_usable(folder: Path, result: IndexReport) -> KinemaError:
+    if not result.refused:
+        return KinemaError("there is no video or image in it", where=str(folder))
+    counts = ", ".join(f"{reason} {count}" for reason, count in result.reasons().items())
+    return KinemaError(
+        f"none of its {len(result.refused)} files can be used ({counts})",
+        where=str(folder),
+        hint=f"{result.report} has the reason for each file",
+    )

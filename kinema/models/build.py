@@ -9,16 +9,23 @@ from kinema.models.config import HashTextConfig, STDiT3Config, T5TextConfig
 from kinema.models.text import HashTextEncoder, TextEncoder
 
 if TYPE_CHECKING:
+    import torch
+
     from kinema.models.config import VideoVAEConfig
     from kinema.models.stdit3 import STDiT3
     from kinema.models.vae import VideoVAE
 
 
-def build_transformer(config: STDiT3Config) -> STDiT3:
-    """The transformer, freshly initialised (values are left undefined on the meta device)."""
+def build_transformer(config: STDiT3Config, generator: torch.Generator | None = None) -> STDiT3:
+    """The transformer, freshly initialised (on the meta device it has no values).
+
+    Args:
+        config: its size.
+        generator: for the initial values; None: PyTorch's own.
+    """
     from kinema.models.stdit3 import STDiT3
 
-    return STDiT3(config)
+    return STDiT3(config, generator)
 
 
 def build_vae(config: VideoVAEConfig) -> VideoVAE:

@@ -20,14 +20,22 @@ class Linear(nn.Linear):
         """Nothing: a second initialisation of a large model would cost minutes."""
 
 
+class PatchProjection(nn.Module):
+    """Weights of a convolution whose stride is its kernel, as the released state dict has them."""
+
+    def __init__(self, patch_size: tuple[int, int, int], in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, in_channels, *patch_size))
+        self.bias = nn.Parameter(torch.empty(dim))
+
+
 class PatchEmbed3D(nn.Module):
     """Cuts a latent into patches and projects each to a token; pads with zeros behind."""
 
     def __init__(self, patch_size: tuple[int, int, int], in_channels: int, dim: int) -> None:
         super().__init__()
         self.patch_size = patch_size
-        # A convolution in name and shape only (the released state dict's).
-        self.proj = nn.Conv3d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = PatchProjection(patch_size, in_channels, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, T, H, W]` to `[B, frames, rows * columns, dim]`."""

@@ -24,15 +24,11 @@ from kinema.models.stdit3 import CaptionEmbedder, FinalLayer, STDiT3, STDiT3Bloc
 from tests.parity.case import Case, adapter
 
 
-def _config(case: Case) -> STDiT3Config:
-    return from_dict(STDiT3Config, case.config)
-
-
 @adapter(r"v1\.2 STDiT3_XL_2", kind="json")
 def keys(case: Case) -> None:
     table = case.table()
     with torch.device("meta"):
-        model = STDiT3(_config(case))
+        model = STDiT3(from_dict(STDiT3Config, case.config))
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     constant = {name for name, p in model.named_parameters() if not p.requires_grad}
     kinds = dict.fromkeys(trained, "param") | dict.fromkeys(constant, "param, never trained")
@@ -47,13 +43,10 @@ def keys(case: Case) -> None:
 
 @adapter(r"v1\.2 opensora\.models\.stdit\.stdit3\.STDiT3")
 def forward(case: Case) -> None:
-    # Only the notes say which case ran in bf16.
+    # Only the notes say which case ran in bf16; only the shape, which came with packed text.
     half = "bfloat16" in case.entry.get("notes", "")
-    skips_text = "skip_y_embedder=True" in case.entry.get("notes", "")
-    config = from_dict(
-        STDiT3Config, case.config | ({"skip_y_embedder": True} if skips_text else {})
-    )
-    model = STDiT3(config).eval()
+    packed = {"skip_y_embedder": True} if case.input("y").ndim == 3 else {}
+    model = STDiT3(from_dict(STDiT3Config, case.config | packed)).eval()
     model.load_state_dict(case.group("weight"), strict=True)
     call = case.entry["call"]
     inputs = {name: case.input(name) for name in (*call["args"], *call["kwargs"])}
@@ -103,8 +96,9 @@ def _embeddings(case: Case, dim: int) -> None:
         case.check(f"out.pos2d.{i}", got[None])
 
     weight = case.tensors["weight.patch.proj.weight"]
-    kernel = tuple(weight.shape[2:])
-    patch = _loaded(PatchEmbed3D(kernel, weight.shape[1], dim), case, "patch")
+    frames, rows, columns = weight.shape[2:]
+    patch = PatchEmbed3D((frames, rows, columns), weight.shape[1], dim)
+    _loaded(patch, case, "patch")
     case.check("out.patch", patch(case.input("patch")).flatten(1, 2))
 
     size, sizes = _loaded(ScalarEmbedder(dim), case, "size"), case.input("size")

@@ -78,22 +78,23 @@ def frames_for_seconds(seconds: float, fps: float, vae: VideoVAEConfig) -> int:
         RequestError: the duration is no whole number of chunks; names the nearest ones that are.
     """
     chunk = vae.micro_frame_size
-    if chunk is None or chunk == 1:
-        frames = seconds * fps
-        exact, step_s = round(frames), 1 / fps
-    else:
-        chunks = seconds * fps / (chunk - 1)
-        frames, exact, step_s = chunks * chunk, round(chunks) * chunk, (chunk - 1) / fps
-    if exact < 1 or abs(frames - exact) > 1e-6 * max(1.0, frames):
-        count = max(int(seconds / step_s), 0)
-        near = [f"{n * step_s:g}s" for n in (count, count + 1) if n > 0]
+    frames_per_chunk, intervals = (1, 1) if chunk in (None, 1) else (chunk, chunk - 1)
+    chunks = seconds * fps / intervals
+    whole = round(chunks)
+    if whole < 1 or abs(chunks - whole) > 1e-6 * whole:
+        count = max(int(chunks), 0)
+        near = [
+            f"{n * frames_per_chunk} frames ({n * intervals / fps:.4g} s)"
+            for n in (count, count + 1)
+            if n > 0
+        ]
         raise RequestError(
-            f"{seconds:g} seconds at {fps:g} frames per second is no whole number of the "
-            f"autoencoder's chunks of {step_s:g} s",
+            f"{seconds:g} s at {fps:g} frames per second is no whole number of the "
+            f"autoencoder's chunks of {intervals / fps:.4g} s",
             where="num_frames",
-            hint=f"{' or '.join(near)}, or a number of frames",
+            hint=" or ".join(near),
         )
-    return exact
+    return whole * frames_per_chunk
 
 
 def unseen_size_note(request: GenerateRequest, config: PipelineConfig) -> str | None:

@@ -93,8 +93,8 @@ def slug(prompt: str) -> str:
     """A file name from a prompt: letters and digits of any script, at most 60 characters."""
     text = unicodedata.normalize("NFKC", prompt).lower()
     words = re.sub(r"[\W_]+", "-", text).strip("-")
-    while len(words.encode()) > 3 * SLUG_LENGTH or len(words) > SLUG_LENGTH:
-        cut = words[: min(SLUG_LENGTH, len(words) - 1)]
+    if len(words) > SLUG_LENGTH:
+        cut = words[:SLUG_LENGTH]
         words = cut.rsplit("-", 1)[0] if "-" in cut[SLUG_LENGTH // 2 :] else cut
     return words or "clip"
 

@@ -1,26 +1,82 @@
 """Run folders and the checkpoints in them.
 
-outputs/NNN-MODEL/epochE-global_stepS/
-    model.safetensors  ema.safetensors  optimizer/  components.json  recipe.yaml  state.json
+    outputs/NNN-MODEL/epochE-global_stepS/
+        model.safetensors  ema.safetensors  optimizer/  components.json  recipe.yaml  state.json
+
+A checkpoint is written into a hidden folder of its run, flushed, and renamed.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import platform
+import re
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from kinema.checkpoint.weights import LoadReport
+from kinema.checkpoint.disk import FileRecord, fsync, full_disk_explained, read_record, write_text
+from kinema.checkpoint.errors import CheckpointError
+from kinema.checkpoint.folder import (
+    DESCRIPTION,
+    FORMAT,
+    NAME,
+    STATE_FILE,
+    Checkpoint,
+    Section,
+    checkpoint_folders,
+)
+from kinema.checkpoint.optimizer import write_optimizer
+from kinema.checkpoint.weights import write_weights
 
-Section = Literal["model", "ema", "optimizer"]
+__all__ = [
+    "Checkpoint",
+    "Section",
+    "clean_leftovers",
+    "latest",
+    "new_run_folder",
+    "prune",
+    "resolve_weights",
+    "save_checkpoint",
+]
+
+SAVING, REPLACED, DELETING = ".saving-", ".replaced-", ".deleting-"
+"""Beginnings of the hidden folders in a run that a kill may leave behind."""
 
 
 def new_run_folder(outputs: str | Path, model_name: str) -> Path:
-    """Make `outputs/NNN-MODEL` with the next free number; safe when several start at once."""
-    raise NotImplementedError
+    """Make `outputs/NNN-MODEL` with the next free number; safe when several start at once.
+
+    Args:
+        model_name: slashes and other signs that do not belong into a name become `-`.
+    """
+    outputs = Path(outputs)
+    outputs.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^\w.+-]+", "-", model_name).strip("-.") or "model"
+    number = max(_run_numbers(outputs), default=-1) + 1
+    while True:
+        # Making this folder reserves the number, whatever the model is called.
+        reservation = outputs / f".reserved-{number:03d}"
+        try:
+            reservation.mkdir()
+        except FileExistsError:
+            number += 1
+            continue
+        try:
+            if number not in _run_numbers(outputs):
+                folder = outputs / f"{number:03d}-{name}"
+                folder.mkdir()
+                fsync(outputs)
+                return folder
+        finally:
+            reservation.rmdir()
+        number += 1
 
 
 def save_checkpoint(
@@ -37,17 +93,43 @@ def save_checkpoint(
 ) -> Checkpoint:
     """Write `run/epochE-global_stepS` completely or not at all. Call on one rank.
 
+    A checkpoint of the same name is replaced once the new one is whole.
+
     Args:
         model, ema: state dicts, written as safetensors.
         optimizer: flat dict of tensors (numbers belong into `state`).
         state: JSON values; comes back as `Checkpoint.state`.
-        components: goes to `components.json`.
+        components: JSON values; goes to `components.json`.
         recipe: YAML text of the resolved recipe, goes to `recipe.yaml`.
 
     Raises:
         CheckpointError: the disk is full; what was there before is untouched.
     """
-    raise NotImplementedError
+    run = Path(run)
+    final = run / f"epoch{epoch}-global_step{step}"
+    folder = run / f"{SAVING}{final.name}"
+    with full_disk_explained(final):
+        clean_leftovers(run)
+        try:
+            folder.mkdir(parents=True)
+            sections = _write_sections(folder, model, ema, optimizer, components, recipe)
+            content = {
+                "format": FORMAT,
+                "epoch": epoch,
+                "step": step,
+                "versions": _versions(),
+                "sections": {
+                    section: {name: vars(record) for name, record in files.items()}
+                    for section, files in sections.items()
+                },
+                "state": dict(state),
+            }
+            write_text(folder / STATE_FILE, json.dumps(content, indent=1))
+            _put_in_place(folder, final)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    return Checkpoint.open(final)
 
 
 def clean_leftovers(run: str | Path) -> list[str]:
@@ -56,67 +138,114 @@ def clean_leftovers(run: str | Path) -> list[str]:
     Returns:
         One line for each thing removed or recovered.
     """
-    raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A complete checkpoint folder."""
-
-    path: Path
-    epoch: int
-    step: int
-    state: dict[str, Any]
-    """As it was given to `save_checkpoint`."""
-    components: dict[str, Any]
-    warnings: tuple[str, ...] = ()
-    """Newer checkpoints of the run that were passed over, and why."""
-
-    @classmethod
-    def open(cls, path: str | Path, *, sections: Sequence[Section] | None = None) -> Checkpoint:
-        """A checkpoint by its folder, or the newest whole one of a run folder.
-
-        Args:
-            sections: what must be there, with the right sizes; for generation `("model",)` or
-                `("ema",)` is enough. None: all that were saved.
-
-        Raises:
-            CheckpointError: no such folder, not a checkpoint, or a section is missing or cut off.
-        """
-        raise NotImplementedError
-
-    def has(self, section: Section) -> bool:
-        """Whether the section was saved (not whether it is still whole)."""
-        raise NotImplementedError
-
-    def section_hash(self, section: Section) -> str:
-        """SHA-256 that stands for a section's content, as recorded when it was written."""
-        raise NotImplementedError
-
-    def verify(self, *, sections: Sequence[Section] | None = None, hashes: bool = False) -> None:
-        """Check sizes (and hashes) of sections.
-
-        Raises:
-            CheckpointError: names the first files that differ, and how.
-        """
-        raise NotImplementedError
-
-    def load_model(
-        self, module: nn.Module, which: Literal["model", "ema"] = "model", **options: Any
-    ) -> LoadReport:
-        """Fill a module strictly; `options` as for `load_weights`."""
-        raise NotImplementedError
-
-    def load_optimizer(self, into: Mapping[str, Tensor]) -> None:
-        """Fill the tensors of `into` in place; names and shapes must be those saved."""
-        raise NotImplementedError
+    run = Path(run)
+    lines = []
+    for path in sorted(run.iterdir()) if run.is_dir() else []:
+        if path.name.startswith(REPLACED):
+            final = run / path.name.removeprefix(REPLACED)
+            if not final.exists():
+                os.rename(path, final)
+                lines.append(f"recovered {final.name}: its replacement was interrupted")
+                continue
+        if path.name.startswith((SAVING, REPLACED, DELETING)):
+            shutil.rmtree(path)
+            lines.append(f"removed {path.name}: left by an interrupted run")
+    return lines
 
 
 def latest(run: str | Path, *, sections: Sequence[Section] | None = None) -> Checkpoint | None:
     """The newest whole checkpoint of a run, or None."""
-    raise NotImplementedError
+    for folder in checkpoint_folders(Path(run)):
+        try:
+            return Checkpoint.open(folder, sections=sections)
+        except CheckpointError:
+            continue
+    return None
 
 
 def prune(run: str | Path, keep: int) -> list[Path]:
-    """Delete all but the newest `keep` whole checkpoints; returns what was deleted."""
-    raise NotImplementedError
+    """Delete all but the newest `keep` whole checkpoints; returns what was deleted.
+
+    What is not whole neither counts nor is touched: it may be a copy on its way.
+    """
+    assert keep >= 1, "the newest checkpoint always stays"
+    run = Path(run)
+    whole = [folder for folder in checkpoint_folders(run) if _is_whole(folder)]
+    for folder in whole[keep:]:
+        hidden = run / f"{DELETING}{folder.name}"  # a kill on the way leaves no half checkpoint
+        os.rename(folder, hidden)
+        shutil.rmtree(hidden)
+    return whole[keep:]
+
+
+def resolve_weights(path: str | Path, section: Section = "model") -> Path:
+    """What to hand to `load_weights`: a run folder becomes its newest whole checkpoint.
+
+    Sizes are checked when it is a checkpoint; any other file or folder is returned as it is.
+
+    Raises:
+        CheckpointError: as `Checkpoint.open`.
+    """
+    path = Path(path)
+    if (path / STATE_FILE).is_file() or NAME.fullmatch(path.name) or checkpoint_folders(path):
+        return Checkpoint.open(path, sections=(section,)).path
+    return path
+
+
+def _write_sections(
+    folder: Path,
+    model: Mapping[str, Tensor],
+    ema: Mapping[str, Tensor] | None,
+    optimizer: Mapping[str, Tensor] | None,
+    components: Mapping[str, Any],
+    recipe: str | None,
+) -> dict[str, dict[str, FileRecord]]:
+    sections = {"model": write_weights(folder / "model.safetensors", model)}
+    if ema is not None:
+        sections["ema"] = write_weights(folder / "ema.safetensors", ema)
+    if optimizer is not None:
+        write_optimizer(folder / "optimizer", optimizer)
+        files = sorted(p for p in (folder / "optimizer").rglob("*") if p.is_file())
+        sections["optimizer"] = {str(p.relative_to(folder)): read_record(p) for p in files}
+        fsync(folder / "optimizer")
+    description = {"components.json": json.dumps(dict(components), indent=1)}
+    if recipe is not None:
+        description["recipe.yaml"] = recipe
+    sections[DESCRIPTION] = {
+        name: write_text(folder / name, text) for name, text in description.items()
+    }
+    return sections
+
+
+def _put_in_place(folder: Path, final: Path) -> None:
+    replaced = final.with_name(f"{REPLACED}{final.name}")
+    if final.exists():
+        os.rename(final, replaced)
+    try:
+        os.rename(folder, final)
+    except BaseException:
+        if replaced.exists():
+            os.rename(replaced, final)
+        raise
+    fsync(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        Checkpoint.open(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _run_numbers(outputs: Path) -> set[int]:
+    return {int(m[1]) for p in outputs.iterdir() if (m := re.match(r"(\d{3,})-", p.name))}
+
+
+def _versions() -> dict[str, str]:
+    try:
+        kinema = metadata.version("kinema")
+    except metadata.PackageNotFoundError:
+        kinema = "not installed"
+    return {"kinema": kinema, "torch": torch.__version__, "python": platform.python_version()}

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from kinema.checkpoint.disk import FileRecord, full_disk_explained, replacing, write_text
+from kinema.checkpoint.errors import WeightsError
+from kinema.checkpoint.known import recognise
+from kinema.checkpoint.safetensors_file import write_safetensors
+from kinema.checkpoint.source import find_files, open_tensors
+
+SHOWN = 5
+"""Names shown of a list in a message."""
+MAX_SHARD_BYTES = 8 * 2**30
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,13 @@ class LoadReport:
     new_parameters: int
     unexpected_parameters: int
 
+    def __str__(self) -> str:
+        return (
+            f"{self.source}: loaded {_count(self.loaded, self.loaded_parameters)}, "
+            f"new {_count(self.new, self.new_parameters)}, "
+            f"unexpected {_count(self.unexpected, self.unexpected_parameters)}"
+        )
+
 
 def load_weights(
     module: nn.Module,
@@ -35,11 +53,13 @@ def load_weights(
     rename: Callable[[str], str] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    section: str = "model",
 ) -> LoadReport:
     """Fill `module` from a file or folder of weights, one tensor at a time.
 
     A module on the meta device gets its tensors as they are read (build it there: no memory, no
-    random initialisation); a module with memory is copied into.
+    random initialisation); a module with memory is copied into. Everything is checked before the
+    first tensor is touched.
 
     Args:
         path: a `.safetensors` file, its `.index.json`, a `.pth`/`.pt`/`.bin` file of tensors, or a
@@ -49,17 +69,71 @@ def load_weights(
         rename: from a name in the file to the name in the module.
         dtype: of floating-point tensors put into a meta module. None: as the module declares.
         device: where tensors put into a meta module go. None: the CPU.
+        section: which weights of a folder: `model` or `ema`.
 
     Raises:
         WeightsError: a missing or unreadable file; names or shapes that do not match (counts, the
             first few, and which known model the file looks like).
     """
-    raise NotImplementedError
+    source = Path(path)
+    files = find_files(source, section)
+    rename = rename or (lambda name: name)
+    slots = _slots(module)
+    shapes = _shapes(files)
+    renamed = {name: rename(name) for name in shapes}
+    given = {renamed[name]: shape for name, shape in shapes.items()}
+    if len(given) != len(shapes):
+        raise WeightsError("several tensors are renamed to the same name", where=str(source))
+
+    new = [n for n in slots if n not in given]
+    unexpected = [n for n in given if n not in slots]
+    wrong = [n for n in given if n in slots and given[n] != slots[n].shape]
+    problems = [
+        _problem("missing from the file", _undeclared(new, allow_new)),
+        _problem("unknown to the model", _undeclared(unexpected, allow_unexpected)),
+        _problem(
+            "of another shape",
+            [f"{n} {list(given[n])} in the file, {list(slots[n].shape)} here" for n in wrong],
+        ),
+    ]
+    if any(problems):
+        looks_like = recognise(shapes)
+        raise WeightsError(
+            f"these weights do not fit {type(module).__name__}: "
+            + "; ".join(p for p in problems if p),
+            where=str(source),
+            hint=f"the file looks like {looks_like}" if looks_like else None,
+        )
+    _require_memory(module, new, slots)
+
+    for file in files:
+        with open_tensors(file) as tensors:
+            for name in tensors.shapes:
+                slot = slots.get(renamed[name])
+                if slot is not None:
+                    slot.fill(tensors.read(name), dtype, device)
+    loaded = [n for n in given if n in slots]
+    return LoadReport(
+        source=str(source),
+        loaded=tuple(loaded),
+        new=tuple(new),
+        unexpected=tuple(unexpected),
+        loaded_parameters=sum(given[n].numel() for n in loaded),
+        new_parameters=sum(slots[n].shape.numel() for n in new),
+        unexpected_parameters=sum(given[n].numel() for n in unexpected),
+    )
 
 
-def iterate_tensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a weights file or folder by name, on the CPU, one at a time."""
-    raise NotImplementedError
+def iterate_tensors(path: str | Path, *, section: str = "model") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a weights file or folder by name, on the CPU, one at a time.
+
+    Raises:
+        WeightsError: as for `load_weights`.
+    """
+    for file in find_files(Path(path), section):
+        with open_tensors(file) as tensors:
+            for name in tensors.shapes:
+                yield name, tensors.read(name)
 
 
 def save_weights(
@@ -67,7 +141,126 @@ def save_weights(
     state: Mapping[str, Tensor],
     *,
     metadata: Mapping[str, str] | None = None,
-    max_shard_bytes: int = 8 * 2**30,
-) -> dict[str, Any]:
-    """Write tensors as safetensors, whole or not at all: temporary name, fsync, rename."""
-    raise NotImplementedError
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> dict[str, FileRecord]:
+    """Write tensors as safetensors, whole or not at all: temporary name, fsync, rename.
+
+    More than `max_shard_bytes` become `NAME-00001-of-00003.safetensors` and so on, with
+    `NAME.safetensors.index.json` written last.
+
+    Returns:
+        Size and hash of every file by its name.
+
+    Raises:
+        CheckpointError: the disk is full; an earlier file of that name is untouched.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise WeightsError("weights are written as .safetensors", where=str(path))
+    with full_disk_explained(path):
+        return write_weights(path, state, metadata=metadata, max_shard_bytes=max_shard_bytes)
+
+
+def write_weights(
+    path: Path,
+    state: Mapping[str, Tensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> dict[str, FileRecord]:
+    """`save_weights` for a caller that explains a full disk itself."""
+    shards = _split(state, max_shard_bytes)
+    records: dict[str, FileRecord] = {}
+    index: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        name = path.name
+        if len(shards) > 1:
+            name = f"{path.stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        with replacing(path.with_name(name)) as temporary:
+            part = {n: state[n] for n in names}
+            records[name] = write_safetensors(temporary, part, metadata)
+        index.update(dict.fromkeys(names, name))
+    if len(shards) > 1:
+        total = sum(t.nbytes for t in state.values())
+        text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1)
+        name = f"{path.name}.index.json"
+        records[name] = write_text(path.with_name(name), text)
+        path.unlink(missing_ok=True)  # an unsharded file of before would be read first
+    return records
+
+
+class _Slot:
+    """One parameter or buffer of a module."""
+
+    def __init__(self, owner: nn.Module, leaf: str, tensor: Tensor) -> None:
+        self.owner, self.leaf, self.tensor = owner, leaf, tensor
+        self.shape = tensor.shape
+
+    @torch.no_grad()
+    def fill(
+        self, value: Tensor, dtype: torch.dtype | None, device: torch.device | str | None
+    ) -> None:
+        old = self.tensor
+        if not old.is_meta:
+            old.copy_(value)
+            return
+        target = dtype if dtype is not None and old.is_floating_point() else old.dtype
+        value = value.to(device=device or "cpu", dtype=target)
+        if isinstance(old, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=old.requires_grad)
+        setattr(self.owner, self.leaf, value)
+        self.tensor = value
+
+
+def _slots(module: nn.Module) -> dict[str, _Slot]:
+    slots = {}
+    owners = dict(module.named_modules(remove_duplicate=False))
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        owner, _, leaf = name.rpartition(".")
+        slots[name] = _Slot(owners[owner], leaf, tensor)
+    return slots
+
+
+def _shapes(files: list[Path]) -> dict[str, torch.Size]:
+    shapes: dict[str, torch.Size] = {}
+    for file in files:
+        with open_tensors(file) as tensors:
+            twice = next((n for n in tensors.shapes if n in shapes), None)
+            if twice is not None:
+                raise WeightsError(f"{twice} is in an earlier shard as well", where=str(file))
+            shapes.update(tensors.shapes)
+    return shapes
+
+
+def _require_memory(module: nn.Module, new: list[str], slots: dict[str, _Slot]) -> None:
+    """A meta module has no initial values that tensors not in the file could keep."""
+    empty = [n for n in new if slots[n].tensor.is_meta]
+    empty += [n for n, b in module.named_buffers() if b.is_meta and n not in slots]
+    assert not empty, f"stay without memory: {empty[:SHOWN]}; build the module on a real device"
+
+
+def _undeclared(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    return [n for n in names if not any(re.fullmatch(p, n) for p in patterns)]
+
+
+def _problem(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = ", ..." if len(names) > SHOWN else ""
+    return f"{len(names)} tensors {what} ({', '.join(names[:SHOWN])}{more})"
+
+
+def _count(names: tuple[str, ...], parameters: int) -> str:
+    return f"{len(names)} tensors ({parameters:,} numbers)" if names else "0"
+
+
+def _split(state: Mapping[str, Tensor], limit: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in state.items():
+        if shards[-1] and size + tensor.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    return shards

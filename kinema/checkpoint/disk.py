@@ -1,0 +1,98 @@
+"""Files that survive a crash, and a full disk told plainly."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kinema.checkpoint.errors import CheckpointError
+
+FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+FULL_TEXTS = tuple(os.strerror(code) for code in sorted(FULL))
+BLOCK = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file held when it was written."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, flushed and renamed to it on success, else removed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        fsync(temporary)
+        os.replace(temporary, path)
+        fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fsync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> FileRecord:
+    """Write a small file completely or not at all."""
+    data = text.encode()
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+    return FileRecord(len(data), hashlib.sha256(data).hexdigest())
+
+
+def read_record(path: Path) -> FileRecord:
+    """Size and hash of a file as it is now."""
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            size += len(block)
+    return FileRecord(size, digest.hexdigest())
+
+
+@contextmanager
+def full_disk_explained(where: Path) -> Iterator[None]:
+    """Turn any way in which "no space left" comes up into one CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        raise CheckpointError(
+            "could not be written: the disk is full, or a limit on file size or quota was hit; "
+            "what was saved before is untouched",
+            where=str(where),
+            hint="free space there, or set keep_checkpoints, then start again with --load",
+        ) from error
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        # Libraries rewrap the error and keep only its text.
+        if any(text in str(error) for text in FULL_TEXTS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,211 @@
+"""A checkpoint folder as it is read: found, checked, loaded.
+
+`state.json` comes last when one is written and holds the size and hash of every other file, by
+section. What has no whole `state.json` is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kinema.checkpoint.disk import FileRecord, read_record
+from kinema.checkpoint.errors import CheckpointError
+from kinema.checkpoint.optimizer import read_optimizer
+from kinema.checkpoint.weights import LoadReport, load_weights
+
+Section = Literal["model", "ema", "optimizer"]
+DESCRIPTION = "description"
+"""The section of `components.json` and `recipe.yaml`: checked whatever else is asked for."""
+
+STATE_FILE = "state.json"
+FORMAT = "kinema-checkpoint-1"
+NAME = re.compile(r"(\.replaced-)?epoch(\d+)-global_step(\d+)")
+"""Of a checkpoint's folder; the beginning marks one that is being replaced."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint folder."""
+
+    path: Path
+    epoch: int
+    step: int
+    state: dict[str, Any]
+    """As it was given to `save_checkpoint`."""
+    components: dict[str, Any]
+    versions: dict[str, str]
+    """Of the programs that wrote it."""
+    files: dict[str, dict[str, FileRecord]]
+    """By section, then by path inside the folder."""
+    warnings: tuple[str, ...] = ()
+    """Newer checkpoints of the run that were passed over, and why."""
+
+    @classmethod
+    def open(cls, path: str | Path, *, sections: Sequence[Section] | None = None) -> Checkpoint:
+        """A checkpoint by its folder, or the newest whole one of a run folder.
+
+        Args:
+            sections: what must be there, with the right sizes; for generation `("model",)` or
+                `("ema",)` is enough. None: all that were saved.
+
+        Raises:
+            CheckpointError: no such folder, not a checkpoint, or a section is missing or cut off.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            what = "is a file, not a checkpoint folder" if path.exists() else "no such folder"
+            raise CheckpointError(what, where=str(path))
+        if (path / STATE_FILE).is_file() or NAME.fullmatch(path.name):
+            checkpoint = cls._read(path)
+            checkpoint.verify(sections=sections)
+            return checkpoint
+        folders = checkpoint_folders(path)
+        if not folders:
+            raise CheckpointError(
+                "is neither a checkpoint (no state.json) nor a run folder with checkpoints",
+                where=str(path),
+            )
+        skipped: list[str] = []
+        for folder in folders:
+            try:
+                checkpoint = cls._read(folder)
+                checkpoint.verify(sections=sections)
+            except CheckpointError as error:
+                skipped.append(f"{folder.name} is passed over: {error.what}")
+                continue
+            return replace(checkpoint, warnings=tuple(skipped))
+        raise CheckpointError(
+            f"none of its {len(folders)} checkpoints is whole; {skipped[0]}", where=str(path)
+        )
+
+    def has(self, section: Section) -> bool:
+        """Whether the section was saved (not whether it is still whole)."""
+        return section in self.files
+
+    def section_hash(self, section: Section) -> str:
+        """SHA-256 of a section as it was written: of its file, or of the hashes of its files."""
+        self._require(section)
+        files = self.files[section]
+        if len(files) == 1:
+            return next(iter(files.values())).sha256
+        lines = "".join(f"{name} {files[name].sha256}\n" for name in sorted(files))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def verify(self, *, sections: Sequence[Section] | None = None, hashes: bool = False) -> None:
+        """Check that sections are there with their sizes, and if asked with their hashes.
+
+        Args:
+            sections: None: all that were saved.
+            hashes: read every file again; tells a file of the right size with wrong content.
+
+        Raises:
+            CheckpointError: names the first files that differ, and how.
+        """
+        for section in sections or ():
+            self._require(section)
+        chosen = list(self.files) if sections is None else [DESCRIPTION, *sections]
+        problems = [
+            f"{section} section: {problem}"
+            for section in chosen
+            for name, record in self.files[section].items()
+            if (problem := self._problem(name, record, hashes))
+        ]
+        if problems:
+            generates = all(p.startswith("optimizer") for p in problems)
+            raise CheckpointError(
+                f"the checkpoint is not whole: {'; '.join(problems[:3])}",
+                where=str(self.path),
+                hint="it can generate and start a new run (--ckpt-path), but not resume (--load)"
+                if generates
+                else "copy it again, or use an earlier one of the run",
+            )
+
+    def load_model(
+        self,
+        module: nn.Module,
+        which: Literal["model", "ema"] = "model",
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> LoadReport:
+        """Fill a module strictly, as `load_weights` does."""
+        self._require(which)
+        return load_weights(module, self.path, section=which, dtype=dtype, device=device)
+
+    def load_optimizer(self, into: Mapping[str, Tensor]) -> None:
+        """Fill the tensors of `into` in place; names and shapes must be those saved."""
+        self._require("optimizer")
+        read_optimizer(self.path / "optimizer", into)
+
+    @classmethod
+    def _read(cls, path: Path) -> Checkpoint:
+        file = path / STATE_FILE
+        try:
+            content = json.loads(file.read_text())
+            if content["format"] != FORMAT:
+                raise CheckpointError(
+                    f"has format {content['format']!r}; this version reads {FORMAT!r}",
+                    where=str(file),
+                )
+            sections = {
+                section: {name: FileRecord(**record) for name, record in files.items()}
+                for section, files in content["sections"].items()
+            }
+            return cls(
+                path=path,
+                epoch=content["epoch"],
+                step=content["step"],
+                state=content["state"],
+                components=json.loads((path / "components.json").read_text()),
+                versions=content["versions"],
+                files=sections,
+            )
+        except CheckpointError:
+            raise
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"is not a whole checkpoint: {Path(error.filename).name} is missing "
+                "(a save or a copy that did not finish?)",
+                where=str(path),
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"is not a whole checkpoint: its JSON is damaged ({error})", where=str(path)
+            ) from None
+
+    def _require(self, section: Section) -> None:
+        if section not in self.files:
+            saved = ", ".join(s for s in self.files if s != DESCRIPTION)
+            raise CheckpointError(
+                f"was saved without the {section} section (it has {saved})", where=str(self.path)
+            )
+
+    def _problem(self, name: str, record: FileRecord, hashes: bool) -> str | None:
+        try:
+            size = (self.path / name).stat().st_size
+        except FileNotFoundError:
+            return f"{name} is missing"
+        if size != record.size:
+            return f"{name} has {size} of {record.size} bytes"
+        if hashes and read_record(self.path / name) != record:
+            return f"{name} has other content than was written"
+        return None
+
+
+def checkpoint_folders(run: Path) -> list[Path]:
+    """Folders of a run that are named as checkpoints, newest first, whole or not."""
+    if not run.is_dir():
+        return []
+    found = [(m, p) for p in run.iterdir() if (m := NAME.fullmatch(p.name)) and p.is_dir()]
+    # One that is being replaced is whole too, but comes after what replaces it.
+    found.sort(key=lambda f: (int(f[0][3]), int(f[0][2]), f[0][1] is None), reverse=True)
+    return [path for _, path in found]

@@ -1,0 +1,140 @@
+"""Files of weights: found under their usual names, opened one after the other."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from kinema.checkpoint.errors import WeightsError
+from kinema.checkpoint.safetensors_file import SafetensorsFile
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+FOLDER_NAMES = (
+    "{section}.safetensors",
+    "{section}.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "{section}/pytorch_model.bin.index.json",
+)
+"""What is looked for in a folder, in this order; the last is how the original saves training."""
+WRAPPERS = ("state_dict", "ema", "model", "module")
+"""Keys under which training programs store the tensors, in the order of preference."""
+
+
+class TensorFile(Protocol):
+    """One open file of tensors."""
+
+    shapes: dict[str, torch.Size]
+
+    def read(self, name: str) -> Tensor: ...
+
+
+class TorchFile:
+    """A file of `torch.save` with nothing but tensors in it; never runs what it contains.
+
+    Raises:
+        WeightsError: cut off, or holds other objects.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._tensors = {name: t for name, t in _load_torch(path).items() if isinstance(t, Tensor)}
+        self.shapes = {name: t.shape for name, t in self._tensors.items()}
+
+    def __enter__(self) -> TorchFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tensors.clear()
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name].clone()  # out of the memory map, which ends with this object
+
+
+def open_tensors(path: Path) -> AbstractContextManager[TensorFile]:
+    """Open one file by its ending."""
+    return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
+
+
+def find_files(path: Path, section: str = "model") -> list[Path]:
+    """The files that hold the weights `path` speaks of, all there.
+
+    Args:
+        path: a file, the index of a sharded one, or a folder.
+        section: which weights of a folder: `model` or `ema`.
+
+    Raises:
+        WeightsError: nothing there, an unknown ending, or shards missing.
+    """
+    if path.is_dir():
+        names = [n.format(section=section) for n in FOLDER_NAMES]
+        found = [path / n for n in names if (path / n).is_file()]
+        if not found:
+            raise WeightsError(
+                "the folder holds no weights under a known name",
+                where=str(path),
+                hint=f"one of {', '.join(names)}; or give the file itself",
+            )
+        path = found[0]
+    if not path.is_file():
+        raise WeightsError("no such file or folder", where=str(path))
+    if path.name.endswith(".index.json"):
+        return _shards(path)
+    if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
+        raise WeightsError(
+            f"{path.suffix or 'no'} ending: not a known kind of weights file",
+            where=str(path),
+            hint=f".safetensors, .index.json, {', '.join(TORCH_SUFFIXES)}, or a folder",
+        )
+    return [path]
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        outside = [n for n in names if Path(n).name != n]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"is not an index of shards ({error})", where=str(index)) from None
+    if outside:
+        raise WeightsError(f"names a file outside its folder: {outside[0]!r}", where=str(index))
+    missing = [n for n in names if not (index.parent / n).is_file()]
+    if missing:
+        raise WeightsError(
+            f"{len(missing)} of {len(names)} shards are missing: {', '.join(missing[:3])}",
+            where=str(index),
+            hint="copy or download the folder again",
+        )
+    return [index.parent / n for n in names]
+
+
+def _load_torch(path: Path) -> dict[str, Any]:
+    try:
+        try:
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            data = torch.load(path, map_location="cpu", weights_only=True)  # format before 1.6
+    except pickle.UnpicklingError as error:
+        first = str(error).splitlines()[0]
+        raise WeightsError(
+            f"holds more than tensors, which could run code when loaded: refused ({first})",
+            where=str(path),
+            hint="convert it to .safetensors with the program that made it",
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"is cut off or not a PyTorch file ({first})", where=str(path)) from None
+    for key in WRAPPERS:
+        if isinstance(data, dict) and not any(isinstance(v, Tensor) for v in data.values()):
+            data = data.get(key, data)
+    if not isinstance(data, dict) or not any(isinstance(v, Tensor) for v in data.values()):
+        raise WeightsError("holds no named tensors", where=str(path))
+    return data

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kinema.config.settings import fingerprint
 from kinema.data import draws
 from kinema.data.aspect import Resolution, resolution
 from kinema.data.config import BucketSettings, DataConfig
@@ -106,25 +105,26 @@ class BucketTable:
         self.frame_interval = frame_interval
         self.buckets: list[Bucket] = []
         self.levels: list[tuple[Resolution, list[Length]]] = []
-        """The rule's order: resolutions from the largest, each with its lengths from the longest."""
+        """The rule's order: from the largest resolution, each from its longest clips down."""
         ordinal = 0
         for found in sorted((resolution(name) for name in buckets), key=lambda r: -r.pixels):
             lengths = []
             for frames in sorted(buckets[found.name], reverse=True):
                 probability, batch_size = buckets[found.name][frames]
-                pair = isinstance(probability, tuple)
-                keep, attempt = probability if pair else (probability, None)  # type: ignore[misc]
+                keep, attempt = (
+                    probability if isinstance(probability, tuple) else (probability, None)
+                )
                 first = self._add(found, frames, batch_size) if batch_size and keep > 0 else None
                 lengths.append(Length(ordinal, frames, keep, attempt, first))
                 ordinal += 1
             self.levels.append((found, lengths))
-        self.fingerprint = fingerprint(
-            [
-                [found.name, [[n.frames, n.keep, n.attempt, n.first_bucket] for n in lengths]]
-                for found, lengths in self.levels
-            ]
-            + [[[b.height, b.width, b.max_batch] for b in self.buckets], frame_interval]
-        )
+        self.settings: dict[str, Any] = {"frame_interval": frame_interval}
+        """What decides where clips go, in words and JSON values, in the rule's order."""
+        for found, lengths in self.levels:
+            for length in lengths:
+                probability, batch_size = buckets[found.name][length.frames]
+                pair = list(probability) if isinstance(probability, tuple) else probability
+                self.settings[f"{found.name} {length.frames} frames"] = [pair, batch_size]
 
     @classmethod
     def from_config(cls, config: DataConfig) -> BucketTable:

@@ -43,4 +43,5 @@ def bits(base: np.uint64 | Array, counter: int | Array) -> Array:
 
 def uniform(base: np.uint64 | Array, counter: int | Array) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1) with 53 random bits, shaped like `bits`."""
-    return (bits(base, counter) >> np.uint64(11)) * (1.0 / (1 << 53))
+    whole: NDArray[np.float64] = (bits(base, counter) >> np.uint64(11)).astype(np.float64)
+    return whole * 2.0**-53

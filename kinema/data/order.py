@@ -1,26 +1,48 @@
-"""Which clips train together, and when: the order of an epoch, a pure function of its inputs.
+"""Which clips train together, and when: the order of every epoch.
 
-(Signatures; the filling follows.)
+It is a pure function of the manifest, the buckets, the cost of each bucket, the seed, the epoch
+and the number of ranks. What a run has done is therefore small: how many steps of which epoch, on
+how many ranks. When that number changes in mid-epoch, the rows that are left are laid out anew,
+and the position becomes a list of such segments; each kept row still comes exactly once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kinema.config.errors import KinemaError
-from kinema.data.buckets import Bucket, BucketTable
+from kinema.data import draws
+from kinema.data.balance import Layout, balance, lay_out
+from kinema.data.buckets import NOT_DRAWN, REASONS, Bucket, BucketTable, keyed_draw
 
 Cost = Callable[[Bucket], float]
 """FLOPs that one clip of a bucket costs in a training step."""
 
+COST_UNITS = 10**6
+"""Costs are rounded to this many parts of the largest: the order must not hang on the last bit."""
+
 
 class OrderMismatchError(KinemaError):
-    """The saved position belongs to other data: what differs, and the way out."""
+    """A saved position belongs to other data."""
+
+
+class NoMicroBatchesError(KinemaError):
+    """No clip of the manifest trains under the recipe."""
+
+
+class ManifestLike(Protocol):
+    """What is read of a manifest: its sizes, which rows are kept, its fingerprint."""
+
+    def column(self, name: str) -> NDArray[Any]: ...
+    @property
+    def kept(self) -> NDArray[np.bool_]: ...
+    @property
+    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -32,38 +54,127 @@ class MicroBatch:
     """Rows of the manifest, 1 to `bucket.max_batch` of them."""
     cost: float
     """FLOPs: rows times the bucket's cost per clip."""
+    weight: float = 1.0
+    """What its loss counts for. 1, except when fewer rows are left than there are ranks: then some
+    micro-batches stand a second time with weight 0, and the others make up for them."""
+
+    @property
+    def repeated(self) -> bool:
+        return self.weight == 0
 
 
 @dataclass(frozen=True)
-class ClipSizes:
-    """What the rule needs to know of each clip: columns of the manifest, [N] each."""
+class Segment:
+    """A part of an epoch on one number of ranks."""
 
-    num_frames: NDArray[np.int64]
-    height: NDArray[np.int64]
-    width: NDArray[np.int64]
-    dropped_by: NDArray[Any] | None
-    """[N] strings: the filter that took the row; empty where none did."""
-    fingerprint: str
-    """Of the manifest: a saved position is refused for another one."""
+    world_size: int
+    accumulation: int
+    steps: int
+    """Steps done of it."""
+    costs: tuple[int, ...]
+    """Cost of each bucket, of `COST_UNITS`; the order depends on it."""
 
 
 class Epoch:
-    """The order of one epoch (or of what is left of it after the number of ranks changed)."""
-
-    number: int
-    num_steps: int
-
-    def micro_batch(self, step: int, rank: int, micro: int = 0) -> MicroBatch:
-        """What `rank` works on in `step` (from 0), in the `micro`-th of its accumulated batches."""
-        raise NotImplementedError
-
-
-class SampleOrder:
-    """The order of all epochs; `epoch(e)` computes one (a second per million rows)."""
+    """The order of one epoch, or of what is left of it after the number of ranks changed."""
 
     def __init__(
         self,
-        clips: ClipSizes,
+        number: int,
+        rows: NDArray[np.int64],
+        first: NDArray[np.int64],
+        layout: Layout,
+        accumulation: int,
+        buckets: list[Bucket],
+        flops: NDArray[np.float64],
+    ) -> None:
+        """Made by `SampleOrder.epoch`.
+
+        Args:
+            rows: [N] rows of the manifest, those of a bucket together, shuffled.
+            first: [B] where in `rows` each bucket begins.
+            flops: [B] FLOPs of one clip.
+        """
+        self.number = number
+        self.layout = layout
+        self.accumulation = accumulation
+        self.num_steps = len(layout.slots) // accumulation
+        self.num_rows = len(rows)
+        self.world_size = layout.slots.shape[1]
+        self._rows = rows
+        self._start = first[layout.bucket] + layout.start
+        self._buckets = buckets
+        self._flops = flops
+        self._slots = layout.slots.reshape(self.num_steps, accumulation, -1)
+        self._repeated = layout.repeated.reshape(self._slots.shape)
+
+    def micro_batch(self, step: int, rank: int, micro: int = 0) -> MicroBatch:
+        """What `rank` works on in `step` (from 0), in the `micro`-th of its accumulated batches."""
+        index = int(self._slots[step, micro, rank])
+        bucket = int(self.layout.bucket[index])
+        start, size = int(self._start[index]), int(self.layout.size[index])
+        weight = 1.0
+        if self.num_repeated:
+            repeated = self._repeated[step]
+            left = repeated.size / (repeated.size - repeated.sum())
+            weight = 0.0 if repeated[micro, rank] else float(left)
+        return MicroBatch(
+            bucket=self._buckets[bucket],
+            rows=self._rows[start : start + size],
+            cost=size * float(self._flops[bucket]),
+            weight=weight,
+        )
+
+    @property
+    def num_repeated(self) -> int:
+        """Micro-batches that stand a second time, because there are fewer rows than ranks."""
+        return int(self.layout.repeated.sum())
+
+    @property
+    def num_micro_batches(self) -> int:
+        return int(self.layout.slots.size)
+
+    @property
+    def step_balance(self) -> float:
+        """Mean over steps of mean over maximum cost of the ranks; each micro-step counts."""
+        price = self.layout.size * self._flops[self.layout.bucket]
+        return balance(price[self.layout.slots])
+
+    @property
+    def fill(self) -> float:
+        """Rows over what the micro-batches could hold."""
+        limit = np.array([b.max_batch for b in self._buckets])
+        return self.num_rows / int(limit[self.layout.bucket].sum())
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the epoch, repeats counted."""
+        price = self.layout.size * self._flops[self.layout.bucket]
+        return float(price[self.layout.slots].sum())
+
+    def rows_of(self, steps: int) -> NDArray[np.int64]:
+        """The rows that the first `steps` steps train on."""
+        seen = np.unique(self._slots[:steps][~self._repeated[:steps]])
+        size = self.layout.size[seen].astype(np.int64)
+        offset = np.arange(int(size.sum())) - np.repeat(np.cumsum(size) - size, size)
+        return self._rows[np.repeat(self._start[seen], size) + offset]
+
+
+class SampleOrder:
+    """The order of all epochs; `epoch` takes about a second per million rows.
+
+    Args:
+        manifest: sizes, kept rows and fingerprint of the clips.
+        table: the buckets and their rule.
+        cost: FLOPs of one clip of a bucket.
+        seed: of all draws and shuffles.
+        world_size: ranks.
+        accumulation: micro-batches per rank and step.
+    """
+
+    def __init__(
+        self,
+        manifest: ManifestLike,
         table: BucketTable,
         cost: Cost,
         *,
@@ -71,23 +182,161 @@ class SampleOrder:
         world_size: int,
         accumulation: int = 1,
     ) -> None:
-        raise NotImplementedError
+        self.manifest = manifest
+        self.table = table
+        self.seed = seed
+        self.world_size = world_size
+        self.accumulation = accumulation
+        self._flops = np.array([cost(b) for b in table.buckets])
+        if not (np.isfinite(self._flops) & (self._flops > 0)).all():
+            raise ValueError("every bucket must cost something")
+        units = np.rint(self._flops / self._flops.max(initial=1.0) * COST_UNITS)
+        self._costs = tuple(int(u) for u in units.clip(1))
+        self._restored: tuple[int, tuple[Segment, ...]] = (-1, ())
+        self._latest: Epoch | None = None
+
+    def assign(self, epoch: int) -> NDArray[np.int32]:
+        """[N] bucket of every row of the manifest in an epoch, or why it has none (`REASONS`).
+
+        Rows that a filter dropped are assigned as well; see `manifest.kept`.
+        """
+        frames, height, width = (
+            self.manifest.column(name) for name in ("num_frames", "height", "width")
+        )
+        return self.table.assign(frames, height, width, keyed_draw(self.seed, epoch))
 
     def epoch(self, number: int) -> Epoch:
-        """The order of epoch `number` (from 0); after `restore`, of what is left of that one."""
-        raise NotImplementedError
+        """The order of epoch `number` (from 0); after `restore`, of what is left of that one.
+
+        Raises:
+            NoMicroBatchesError: no row has a bucket; says why.
+        """
+        if self._latest is None or self._latest.number != number:
+            before = self._restored[1] if number == self._restored[0] else ()
+            self._latest = self._lay_out(number, before)
+        return self._latest
 
     def state(self, epoch: int, step: int) -> dict[str, Any]:
         """The position after `step` steps of `epoch(epoch)` are done, as small JSON."""
-        raise NotImplementedError
+        before = self._restored[1] if epoch == self._restored[0] else ()
+        now = Segment(self.world_size, self.accumulation, step, self._costs)
+        return {
+            "manifest": self.manifest.fingerprint,
+            "rows": len(self.manifest.kept),
+            "buckets": self.table.settings,
+            "seed": self.seed,
+            "epoch": epoch,
+            "segments": [asdict(s) | {"costs": list(s.costs)} for s in (*before, now)],
+        }
 
     def restore(self, state: dict[str, Any]) -> tuple[int, int]:
         """Continue from a saved position: returns (epoch, step) to go on with.
 
-        On the same number of ranks (and accumulation) this is the identical continuation; on
-        another, the rows that are left of the epoch are ordered anew, each still exactly once.
+        On the same number of ranks (with the same accumulation and costs) this is the identical
+        continuation; otherwise the rows that are left of the epoch are laid out anew, each still
+        exactly once. The saved seed is taken over, as the position means nothing without it.
 
         Raises:
-            OrderMismatchError: saved with other data or other buckets.
+            OrderMismatchError: saved with other data or other buckets; says what differs.
         """
-        raise NotImplementedError
+        self._check_same_data(state)
+        self.seed = int(state["seed"])
+        segments = [Segment(**s | {"costs": tuple(s["costs"])}) for s in state["segments"]]
+        number, last = int(state["epoch"]), segments[-1]
+        same = Segment(self.world_size, self.accumulation, last.steps, self._costs) == last
+        before = tuple(s for s in (segments[:-1] if same else segments) if s.steps)
+        self._restored, self._latest = (number, before), None
+        if before and not len(self._left(number, before)[0]):
+            return number + 1, 0
+        step = last.steps if same else 0
+        return (number + 1, 0) if step >= self.epoch(number).num_steps else (number, step)
+
+    def _check_same_data(self, state: dict[str, Any]) -> None:
+        hint = "the data it was saved with, or --start-from-scratch to begin its data anew"
+        if state["manifest"] != self.manifest.fingerprint:
+            rows = len(self.manifest.kept)
+            same = "as many rows, with other contents" if rows == state["rows"] else f"{rows} rows"
+            raise OrderMismatchError(
+                f"the saved position belongs to another manifest: it had {state['rows']} rows "
+                f"(fingerprint {state['manifest'][:12]}), this one has {same} "
+                f"({self.manifest.fingerprint[:12]})",
+                hint=hint,
+            )
+        differences = _differences(state["buckets"], self.table.settings)
+        if differences:
+            raise OrderMismatchError(
+                "the saved position belongs to other buckets: " + "; ".join(differences), hint=hint
+            )
+
+    def _left(
+        self, number: int, before: tuple[Segment, ...]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Rows of an epoch that the segments before did not train on, and all rows' buckets."""
+        bucket = self.assign(number)
+        rows = np.flatnonzero((bucket >= 0) & self.manifest.kept)
+        for i, segment in enumerate(before):
+            done = self._arrange(number, i, rows, bucket, segment).rows_of(segment.steps)
+            left = np.zeros(len(bucket), dtype=np.bool_)
+            left[rows] = True
+            left[done] = False
+            rows = np.flatnonzero(left)
+        return rows, bucket
+
+    def _lay_out(self, number: int, before: tuple[Segment, ...]) -> Epoch:
+        rows, bucket = self._left(number, before)
+        if not len(rows):
+            raise _nothing_to_train_on(bucket, self.manifest.kept)
+        now = Segment(self.world_size, self.accumulation, 0, self._costs)
+        return self._arrange(number, len(before), rows, bucket, now)
+
+    def _arrange(
+        self,
+        number: int,
+        part: int,
+        rows: NDArray[np.int64],
+        bucket: NDArray[np.int32],
+        segment: Segment,
+    ) -> Epoch:
+        shuffled = draws.bits(draws.key(self.seed, "rows", number), rows)
+        shuffled >>= np.uint64(16)  # the bucket takes the upper 16 bits
+        shuffled |= bucket[rows].astype(np.uint64) << np.uint64(48)
+        rows = rows[np.argsort(shuffled)]
+        counts = np.bincount(bucket[rows], minlength=len(self.table.buckets)).astype(np.int64)
+        layout = lay_out(
+            counts,
+            np.array([b.max_batch for b in self.table.buckets]),
+            np.array(segment.costs),
+            world_size=segment.world_size,
+            accumulation=segment.accumulation,
+            key=draws.key(self.seed, "steps", number, part),
+        )
+        first = np.cumsum(counts) - counts
+        return Epoch(
+            number, rows, first, layout, segment.accumulation, self.table.buckets, self._flops
+        )
+
+
+def _differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two bucket settings, in words."""
+    found = []
+    for key in [*saved, *(k for k in now if k not in saved)]:
+        if saved.get(key) != now.get(key):
+            before, after = saved.get(key, "not there"), now.get(key, "not there")
+            found.append(f"{key} was {before}, is {after}")
+    return found
+
+
+def _nothing_to_train_on(bucket: NDArray[np.int32], kept: NDArray[np.bool_]) -> KinemaError:
+    """The error for a manifest of which no row has a bucket."""
+    reasons = [(name, int(((bucket == code) & kept).sum())) for code, name in REASONS.items()]
+    counts = [f"{count} {name}" for name, count in reasons if count]
+    dropped = int((~kept).sum())
+    if dropped:
+        counts.append(f"{dropped} dropped by a filter before")
+    hint = "kinema data explain CLIP RECIPE says for one clip what is missing"
+    if (bucket[kept] == NOT_DRAWN).all() and kept.any():
+        hint = "the clips fit, but no draw kept one: raise the probabilities or add clips"
+    return NoMicroBatchesError(
+        f"no micro-batch: none of {len(bucket)} clips has a bucket ({', '.join(counts)})",
+        hint=hint,
+    )

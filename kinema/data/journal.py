@@ -49,12 +49,12 @@ class Journal:
                 record = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:
                 record = None
-            if not isinstance(record, dict):
-                break  # the line that a killed run was writing
-            if complete == 0 and record != VERSION:
+            if complete == 0 and line.endswith(b"\n") and record != VERSION:
                 raise KinemaError(
                     "is not a journal of this version", where=str(self.path), hint="remove it"
                 )
+            if not isinstance(record, dict):
+                break  # the line that a killed run was writing
             complete += len(line)
             if "path" in record:
                 self._known[record["path"]] = record

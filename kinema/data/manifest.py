@@ -97,8 +97,10 @@ class Manifest:
         table = self.table
         if Path(os.path.abspath(data_root or path.parent)) != self.root:
             column = table.column("path")
-            prefix = pc.if_else(pc.starts_with(column, "/"), "", f"{str(self.root).rstrip('/')}/")
-            absolute = pc.binary_join_element_wise(prefix.cast(column.type), column, "")
+            empty = pa.scalar("", column.type)
+            below = pa.scalar(f"{str(self.root).rstrip('/')}/", column.type)
+            prefix = pc.if_else(pc.starts_with(column, "/"), empty, below)
+            absolute = pc.binary_join_element_wise(prefix, column, empty)
             table = table.set_column(table.column_names.index("path"), "path", absolute)
         if not len(self) or pc.max(pc.binary_length(table.column("dropped_by"))).as_py() == 0:
             table = table.drop_columns(["dropped_by"])

@@ -21,9 +21,9 @@ class WandbRun:
     def __init__(self, folder: Path, config: WandbConfig) -> None:
         try:
             import wandb
-        except ImportError:
+        except ImportError as error:
             raise KinemaError(
-                "tracking.wandb is set and wandb is not installed",
+                f"tracking.wandb is set and wandb cannot be imported ({error})",
                 hint="pip install 'kinema[wandb]', or leave tracking.wandb out",
             ) from None
         self._wandb: Any = wandb

@@ -15,6 +15,7 @@ REASONS: dict[str, tuple[str, str | None]] = {
     "not_media": ("the content is no known video or image format", None),
     "no_video_stream": ("the file has no video, only other streams", None),
     "no_frames": ("the file has a video stream without any frame", None),
+    "zero_duration": ("every frame is shown for 0 seconds, so nothing is shown", None),
     "truncated": ("the file is cut off", "copy or download it again"),
     "corrupt": ("the data is damaged", "copy or download it again"),
     "unsupported": ("this FFmpeg has no decoder for the format", "convert it to H.264 mp4"),

@@ -1,0 +1,107 @@
+"""Opening files for reading: every way to fail becomes a MediaError with its reason."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from kinema.media.cut_off import lacks_mp4_index, matroska_bytes_missing
+from kinema.media.errors import MediaError
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe (FIFO)"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+@dataclass(frozen=True)
+class OpenVideo:
+    """An open file and the video stream that is read from it."""
+
+    path: Path
+    container: InputContainer
+    stream: VideoStream
+    file_size: int
+
+
+def check_file(path: str | os.PathLike[str]) -> int:
+    """Size in bytes of a file that can be read. Never blocks on a FIFO: it is not opened.
+
+    Raises:
+        MediaError: `missing`, `unreadable`, `not_a_file` or `empty`.
+    """
+    with file_errors(path):
+        status = os.stat(path)
+        for is_kind, name in _KINDS:
+            if is_kind(status.st_mode):
+                raise MediaError("not_a_file", path, name)
+        if status.st_size == 0:
+            raise MediaError("empty", path)
+        with open(path, "rb"):
+            return status.st_size
+
+
+@contextmanager
+def open_video(path: str | os.PathLike[str]) -> Iterator[OpenVideo]:
+    """Open a video with one decoder thread; closes decoder and file at the end of the block.
+
+    Errors of FFmpeg inside the block become MediaError as well.
+
+    Raises:
+        MediaError: with the reason.
+    """
+    size = check_file(path)
+    # "file:" keeps FFmpeg from reading a colon in the name as a protocol, the white list keeps
+    # play lists from reaching for the network.
+    name, options = f"file:{os.fspath(path)}", {"protocol_whitelist": "file"}
+    with file_errors(path):
+        try:
+            container = av.open(name, options=options, metadata_errors="replace")
+        except av.error.InvalidDataError:
+            if lacks_mp4_index(path):
+                raise MediaError("truncated", path, "its index, the moov box, is missing") from None
+            raise MediaError("not_media", path) from None
+        with container:
+            missing = matroska_bytes_missing(path)
+            if missing > 0:
+                raise MediaError("truncated", path, f"{missing} of {size + missing} bytes missing")
+            yield OpenVideo(Path(path), container, _video_stream(container, path), size)
+
+
+@contextmanager
+def file_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn errors of the operating system and of FFmpeg into MediaError."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise MediaError("missing", path) from None
+    except av.error.DecoderNotFoundError as error:
+        raise MediaError("unsupported", path, str(error.strerror)) from None
+    except av.error.FFmpegError as error:
+        raise MediaError("corrupt", path, str(error.strerror)) from None
+    except OSError as error:
+        raise MediaError("unreadable", path, error.strerror or str(error)) from None
+
+
+def _video_stream(container: InputContainer, path: str | os.PathLike[str]) -> VideoStream:
+    cover = av.stream.Disposition.attached_pic
+    streams = [s for s in container.streams.video if not s.disposition & cover]
+    if not streams:
+        kinds = sorted({s.type for s in container.streams})
+        raise MediaError("no_video_stream", path, f"streams: {', '.join(kinds) or 'none'}")
+    stream = streams[0]
+    if stream.codec_context is None:
+        raise MediaError("unsupported", path)
+    stream.codec_context.thread_count = 1
+    return stream

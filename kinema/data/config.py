@@ -19,8 +19,12 @@ where the probability is 0: such a bucket takes nothing, and its clips go to low
 
 @settings
 class DataConfig:
-    """Buckets and reading; which manifest is read is said on the command line."""
+    """The training data: manifest, buckets, reading."""
 
+    path: str | None = None
+    """Manifest (CSV or Parquet); usually given by `--data-path`."""
+    root: str | None = None
+    """Folder that the manifest's paths start from; the manifest's own folder by default."""
     buckets: dict[str, dict[int, BucketSettings]]
     """Resolution (`"480p"`, or WIDTHxHEIGHT) -> number of frames -> (probability, batch size)."""
     frame_interval: int = 1

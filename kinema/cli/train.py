@@ -1,7 +1,128 @@
+"""`kinema train` and `kinema train-vae`: the same loop with another task."""
+
 from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
+FREE = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Overrides may be written as options of any name; the recipe's schema knows which exist."""
+
+STOPPING = (
+    "Ctrl-C or SIGTERM finishes the step, writes a checkpoint and exits with 0; a second Ctrl-C "
+    "leaves at once."
+)
+
 
 def register(app: typer.Typer) -> None:
-    return None
+    app.command(
+        "train",
+        context_settings=FREE,
+        help=f"Train a text-to-video model, alone or as one of torchrun's processes. {STOPPING}",
+    )(_command("text-to-video"))
+    app.command(
+        "train-vae",
+        context_settings=FREE,
+        help=f"Train the autoencoder that `kinema train` looks through. {STOPPING}",
+    )(_command("vae"))
+
+
+def _command(task: str) -> Callable[..., None]:
+    def command(
+        recipe: Annotated[
+            str | None,
+            typer.Argument(help="Name (tiny/world) or file; may be left out with --load."),
+        ] = None,
+        overrides: Annotated[
+            list[str] | None,
+            typer.Argument(
+                metavar="[KEY=VALUE]...",
+                help="Changes to the recipe: optim.lr=3e-4, or --data.num_workers 2.",
+            ),
+        ] = None,
+        data_path: Annotated[
+            str | None, typer.Option(help="Manifest of the clips: .csv or .parquet.")
+        ] = None,
+        data_root: Annotated[
+            str | None, typer.Option(help="Folder that the manifest's paths are relative to.")
+        ] = None,
+        ckpt_path: Annotated[
+            Path | None,
+            typer.Option(help="Start from these weights alone (checkpoint, run or file)."),
+        ] = None,
+        load: Annotated[
+            Path | None,
+            typer.Option(help="Go on with this run (folder or checkpoint), in its folder."),
+        ] = None,
+        start_from_scratch: Annotated[
+            bool,
+            typer.Option(
+                "--start-from-scratch",
+                help="With --load: all but the data position, in a new run folder.",
+            ),
+        ] = False,
+        allow_new: Annotated[
+            list[str] | None,
+            typer.Option(help="With --ckpt-path: tensors (regular expression) it may lack."),
+        ] = None,
+        allow_unexpected: Annotated[
+            list[str] | None,
+            typer.Option(help="With --ckpt-path: tensors in it that the model may lack."),
+        ] = None,
+        outputs: Annotated[
+            str | None, typer.Option(help="Folder that the run folder is made in.")
+        ] = None,
+        device: Annotated[
+            str | None, typer.Option(help="cpu or cuda; a GPU where there is one by default.")
+        ] = None,
+    ) -> None:
+        from kinema.checkpoint.errors import CheckpointError
+        from kinema.config.errors import ConfigError
+        from kinema.training.nonfinite import NonFiniteError
+        from kinema.training.run import Start, read_recipe, train
+
+        start = Start(
+            ckpt_path=ckpt_path,
+            load=load,
+            from_scratch=start_from_scratch,
+            allow_new=tuple(allow_new or ()),
+            allow_unexpected=tuple(allow_unexpected or ()),
+        )
+        name, changes = _split(recipe, overrides or [])
+        given = {"data.path": data_path, "data.root": data_root, "outputs": outputs}
+        changes += [f"{key}={_quoted(text)}" for key, text in given.items() if text is not None]
+        checked = read_recipe(name, changes, start)
+        if checked.task.type != task:
+            other = "train-vae" if task == "text-to-video" else "train"
+            raise ConfigError(
+                f"this recipe's task is {checked.task.type!r}",
+                where=name,
+                hint=f"kinema {other} {name or ''}",
+            )
+        main = os.environ.get("RANK", "0") == "0"
+        try:
+            result = train(checked, start, device=device)
+        except (NonFiniteError, CheckpointError) as error:
+            if main:
+                raise
+            raise SystemExit(error.exit_code) from None  # rank 0 says the same
+        if main:
+            print(result.run)
+
+    return command
+
+
+def _split(recipe: str | None, overrides: list[str]) -> tuple[str | None, list[str]]:
+    """Without a recipe, the first override stands in its place."""
+    if recipe is not None and (recipe.startswith("--") or "=" in recipe):
+        return None, [recipe, *overrides]
+    return recipe, list(overrides)
+
+
+def _quoted(text: str) -> str:
+    """As YAML reads it back, whatever it looks like: a path may be `12`."""
+    return "'" + text.replace("'", "''") + "'"

@@ -31,8 +31,8 @@ class WarmupSchedule:
 
 @settings
 class OneCycleSchedule:
-    """Cosine up from `min_lr` to `max_lr`, cosine down to `optim.lr`, then constant: the bump
-    that the speed run gives a model when it moves to a new resolution."""
+    """Up from `min_lr` to `max_lr`, down to `optim.lr`, then constant: the bump that the speed
+    run gives a model when it moves to a new resolution."""
 
     type: Literal["one-cycle"]
     min_lr: float
@@ -140,8 +140,8 @@ class TrainRecipe:
     data: DataConfig
 
     optim: OptimConfig = OptimConfig()
-    ema_decay: float = 0.9999
-    """Per step; 0 makes the average follow the weights exactly."""
+    ema_decay: float | None = 0.9999
+    """Of the average of the weights, per step; null keeps none."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Arithmetic of the networks; weights, their average and the optimizer stay float32."""
     recompute: bool = False
@@ -169,16 +169,18 @@ class TrainRecipe:
         diffusing = {"model": self.model, "text": self.text, "diffusion": self.diffusion}
         if isinstance(self.task, VAETask):
             given = [k for k, v in diffusing.items() if v is not None]
-            given += [k for k in ("text_cache", "vae_weights", "preview") if getattr(self, k)]
+            others = ("text_cache", "vae_weights", "preview", "ema_decay")
+            given += [k for k in others if getattr(self, k) is not None]
             if given:
-                raise ValueError(f"the vae task has no use for: {', '.join(given)}")
+                names = ", ".join(given)
+                raise ValueError(f"the vae task has no use for: {names} (leave out, or null)")
         else:
             missing = [k for k, v in diffusing.items() if v is None]
             if missing:
                 raise ValueError(f"the text-to-video task needs: {', '.join(missing)}")
             self._check_model_and_text()
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}; at least 0 and below 1")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; at least 0 and below 1, or null")
         for key in ("accumulation", "epochs", "log_every", "ckpt_every"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1")
@@ -194,6 +196,13 @@ class TrainRecipe:
     def _check_model_and_text(self) -> None:
         assert self.model is not None
         assert self.text is not None
+        if self.model.skip_y_embedder:
+            raise ValueError("model.skip_y_embedder needs projected text, which training has not")
+        if self.model.in_channels != self.vae.latent_channels:
+            raise ValueError(
+                f"model.in_channels is {self.model.in_channels}, "
+                f"but the autoencoder's latents have {self.vae.latent_channels} channels"
+            )
         if self.model.caption_channels != self.text.dim:
             raise ValueError(
                 f"model.caption_channels is {self.model.caption_channels}, "

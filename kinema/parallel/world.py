@@ -1,0 +1,106 @@
+"""The processes of a run and what they tell one another; one process is a world of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from kinema.config.errors import KinemaError
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others: the first step of a large model takes minutes."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the `size` processes of a run.
+
+    Attributes:
+        rank: 0 … size - 1; rank 0 writes.
+        size: number of processes.
+        device: where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks, in place. CPU tensors go over gloo and make no GPU wait."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Each rank's `value` (picklable, small), by rank, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's `value` (picklable, small) on every rank."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return values[0]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.sum(torch.zeros(1))
+
+
+@contextmanager
+def open_world(device: str | None = None) -> Iterator[World]:
+    """Join the other processes that torchrun started; without torchrun, a world of one.
+
+    Args:
+        device: `cpu` or `cuda`; a GPU where there is one by default.
+
+    Raises:
+        KinemaError: no such device, or more processes than GPUs on this machine.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if size == 1:
+        yield World(0, 1, chosen)
+        return
+    # Both backends: gradients go over NCCL, the few bytes that ranks agree by over gloo.
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        yield World(rank, size, chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(name: str | None, local_rank: int) -> torch.device:
+    count = torch.cuda.device_count()
+    if name is None:
+        name = "cuda" if count else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise KinemaError(f"device {name!r} is not known", hint="--device cpu or --device cuda")
+    if name == "cpu":
+        return torch.device("cpu")
+    if local_rank >= count:
+        raise KinemaError(
+            f"process {local_rank} of this machine has no GPU: PyTorch sees {count}",
+            hint="--device cpu, or torchrun --nproc-per-node as many as there are GPUs",
+        )
+    return torch.device("cuda", local_rank)

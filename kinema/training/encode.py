@@ -1,0 +1,62 @@
+"""Captions and videos into what the transformer takes, by networks that do not train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from kinema.data.text_cache import TextCache
+    from kinema.models.text import TextEncoder
+    from kinema.models.vae import VideoVAE
+
+
+class TextSource:
+    """Text features of clips: from the encoder, or from what was computed beforehand."""
+
+    def __init__(self, encoder: TextEncoder | None, cache: TextCache | None) -> None:
+        assert (encoder is None) != (cache is None)
+        self._encoder = encoder
+        self._cache = cache
+
+    @torch.no_grad()
+    def features(
+        self, texts: Sequence[str], rows: NDArray[np.int64], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Features of captions.
+
+        Args:
+            texts: B captions.
+            rows: their rows in the manifest.
+
+        Returns:
+            float32 `[B, 1, L, D]` on `device`, and on the CPU (it decides sizes) the mask, bool
+            `[B, L]`, True = keep.
+        """
+        if self._cache is not None:
+            y, mask = self._cache.features(rows)
+            return torch.from_numpy(y)[:, None].to(device, torch.float32), torch.from_numpy(mask)
+        assert self._encoder is not None
+        found = self._encoder.encode(list(texts))
+        return found.y.to(device), found.mask.cpu()
+
+
+@torch.no_grad()
+def encode_latents(vae: VideoVAE, video: Tensor, generator: torch.Generator) -> Tensor:
+    """Normalised latents, drawn from the posterior.
+
+    Args:
+        video: `[B, 3, T, H, W]` in [-1, 1].
+        generator: of the posterior's noise, on the video's device.
+
+    Returns:
+        float32 `[B, C, t, h, w]`.
+    """
+    latents: Tensor = vae.encode(video, noise=generator)
+    return latents.float()

@@ -1,0 +1,366 @@
+"""The loop: batches in, updates and checkpoints out. The same for every task."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import torch
+from torch import Tensor
+
+from kinema.checkpoint.run import prune, save_checkpoint
+from kinema.config.errors import KinemaError
+from kinema.config.recipe import dump_recipe
+from kinema.data.buckets import Bucket
+from kinema.data.loader import Batch
+from kinema.parallel.gradients import GradientMean
+from kinema.parallel.world import World
+from kinema.telemetry.run_log import RunLog
+from kinema.telemetry.spans import Spans
+from kinema.training import nonfinite
+from kinema.training.config import TrainRecipe
+from kinema.training.draws import Draws
+from kinema.training.schedule import learning_rate
+from kinema.training.state import TrainState
+from kinema.training.stop import StopRequest
+from kinema.training.tasks import Task
+from kinema.training.window import Window
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_SKIPPED_UPDATES = 30
+"""fp16 halves its loss scale whenever gradients overflow and skips that update. From the first
+scale, 65536, this many in a row come down to 6e-5: no loss is that large, so something is wrong."""
+
+
+class Data(Protocol):
+    """Where the loop gets its micro-batches and their names from."""
+
+    def epoch(self, number: int, start: int) -> tuple[int, Iterator[Batch]]:
+        """Number of steps of an epoch, and this rank's micro-batches from step `start` on."""
+        ...
+
+    def first_videos(self) -> Iterable[Tensor]:
+        """A few videos `[B, 3, T, H, W]` on the device, the same at each call."""
+        ...
+
+    def path(self, row: int) -> str:
+        """The file of a row of the manifest."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Micro:
+    """A micro-batch that went through: still on the device, to spare a wait for each."""
+
+    batch: Batch
+    loss: Tensor
+    parts: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What all ranks know of a step before they update."""
+
+    loss_finite: bool
+    grad_finite: bool
+    stop: bool
+
+
+class Trainer:
+    """One run on one rank.
+
+    Args:
+        run: the run folder, written by rank 0.
+        log: None on the other ranks.
+        about: goes into each checkpoint's state: recipe, data, code.
+        components: goes into each checkpoint: see `training.components`.
+        saved_step: the step whose checkpoint is in the run folder already.
+        on_step: called on rank 0 after each step with (steps done, the logged record or None).
+        on_preview: called on rank 0 every `recipe.preview.every` steps.
+    """
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        world: World,
+        task: Task,
+        state: TrainState,
+        data: Data,
+        *,
+        run: Path,
+        log: RunLog | None,
+        spans: Spans,
+        stop: StopRequest,
+        about: dict[str, Any],
+        components: dict[str, Any],
+        saved_step: int | None = None,
+        on_step: Callable[[int, dict[str, Any] | None], None] | None = None,
+        on_preview: Callable[[TrainState], None] | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.state = state
+        self._world = world
+        self._task = task
+        self._data = data
+        self._run = run
+        self._log = log
+        self._spans = spans
+        self._stop = stop
+        self._about = about
+        self._components = components
+        self._on_step = on_step
+        self._on_preview = on_preview
+        self._gradients = GradientMean(state.trained.values(), world)
+        self._dtype = DTYPES[recipe.precision]
+        self._keys = _keys(recipe, task)
+        self._skipped = 0  # updates in a row that fp16 overflow has cost
+        self._saved_step = saved_step
+        self._window_start = time.perf_counter()
+
+    # The run
+
+    def run(self) -> bool:
+        """Train until the recipe's end or until asked to stop; a checkpoint is written either way.
+
+        Returns:
+            Whether the recipe's end was reached.
+
+        Raises:
+            NonFiniteError: see `train_step`.
+            CheckpointError: a checkpoint could not be written.
+        """
+        self.state.model.train()
+        state, stopped = self.state, False
+        while not stopped and not self._finished():
+            epoch, start = state.position
+            num_steps, batches = self._data.epoch(epoch, start)
+            for index in range(start, num_steps):
+                updated, stopped = self.train_step(batches, epoch, index)
+                state.position = (epoch, index + 1) if index + 1 < num_steps else (epoch + 1, 0)
+                if updated:
+                    self._after_update()
+                if stopped or self._finished():
+                    break
+            else:
+                state.position = (epoch + 1, 0)
+        self.save()
+        return not stopped
+
+    def _finished(self) -> bool:
+        limit = self.recipe.max_steps
+        done = limit is not None and self.state.step >= limit
+        return done or self.state.position[0] >= self.recipe.epochs
+
+    def _after_update(self) -> None:
+        recipe, step = self.recipe, self.state.step
+        record = None
+        if step == 1 or step % recipe.log_every == 0:
+            record = self._write_record()
+        if step % recipe.ckpt_every == 0:
+            self.save()
+        if self._world.is_main:
+            if self._on_preview and recipe.preview and step % recipe.preview.every == 0:
+                self._on_preview(self.state)
+            if self._on_step:
+                self._on_step(step, record)
+
+    # One step
+
+    def train_step(self, batches: Iterator[Batch], epoch: int, index: int) -> tuple[bool, bool]:
+        """One optimizer update from `accumulation` micro-batches of every rank.
+
+        Each micro-batch weighs the same, whatever its size: the gradient is the mean over
+        ranks and accumulation.
+
+        Args:
+            batches: this rank's micro-batches.
+            epoch, index: position of the step in the data.
+
+        Returns:
+            Whether the weights were updated (with fp16 an overflow skips the update), and
+            whether any rank was asked to stop.
+
+        Raises:
+            NonFiniteError: loss or gradients are not finite, before the update, on every rank.
+        """
+        lr = learning_rate(self.recipe.optim.schedule, self.recipe.optim.lr, self.state.step)
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = lr
+
+        self._gradients.zero()
+        micros = []
+        for i in range(self.recipe.accumulation):
+            with self._spans("data"):
+                batch = next(batches).to(self._world.device)
+            self._gradients.expect(last=i == self.recipe.accumulation - 1)
+            if len(batch.rows):
+                draws = self._draws(epoch, index, i)
+                micros.append(self._forward_backward(batch, draws))
+        with self._spans("reduce"):
+            own_norm = self._gradients.finish()
+
+        with self._spans("optimizer"):
+            if self.state.scaler.is_enabled():
+                self.state.scaler.unscale_(self.state.optimizer)
+            norm = self._gradients.norm()
+            outcome = self._agree(micros, norm)
+            self._skipped = 0 if outcome.grad_finite else self._skipped + 1
+            allowed = MAX_SKIPPED_UPDATES if self.state.scaler.is_enabled() else 0
+            if not outcome.loss_finite or self._skipped > allowed:
+                self._refuse(micros, float(own_norm))
+            updated = self._update(norm, outcome)
+        return updated, outcome.stop
+
+    def _draws(self, epoch: int, index: int, i: int) -> Draws:
+        micro = self._world.rank * self.recipe.accumulation + i
+        return Draws(self.recipe.seed, epoch, index, micro, self._world.device)
+
+    def _forward_backward(self, batch: Batch, draws: Draws) -> _Micro:
+        device = self._world.device.type
+        mixed = self._dtype is not torch.float32
+        with torch.autocast(device, dtype=self._dtype if mixed else None, enabled=mixed):
+            report = self._task.loss(self.state.model, batch, draws)
+        with self._spans("backward"):
+            loss = report.loss / self.recipe.accumulation
+            self.state.scaler.scale(loss).backward()
+        return _Micro(batch, report.loss.detach(), report.parts)
+
+    def _agree(self, micros: list[_Micro], norm: Tensor) -> _Outcome:
+        """Sum what each rank saw over all ranks: one decision, and the window of the log."""
+        # The one wait for the device in a step.
+        losses = [float(m.loss) for m in micros]
+        seen = dict.fromkeys(self._keys, 0.0)
+        for micro, loss in zip(micros, losses, strict=True):
+            label = bucket_label(micro.batch.bucket)
+            seen[f"loss/{label}"] += loss
+            seen[f"count/{label}"] += 1
+            seen["samples"] += len(micro.batch.rows)
+            seen["unreadable"] += len(micro.batch.skipped)
+            for name, value in micro.parts.items():
+                seen[f"part/{name}"] += float(value)
+        seen["bad losses"] = float(sum(not math.isfinite(loss) for loss in losses))
+        seen["bad gradients"] = float(not math.isfinite(float(norm)))
+        seen["stop"] = float(bool(self._stop))
+        summed = self._world.sum(torch.tensor(list(seen.values()), dtype=torch.float64))
+        total = dict(zip(seen, summed.tolist(), strict=True))
+
+        grad_finite = not total["bad gradients"]
+        self.state.window.add(total, grad_norm=float(norm) if grad_finite else None)
+        return _Outcome(not total["bad losses"], grad_finite, bool(total["stop"]))
+
+    def _update(self, norm: Tensor, outcome: _Outcome) -> bool:
+        state, limit = self.state, self.recipe.optim.grad_clip
+        if not outcome.grad_finite:
+            state.scaler.update()
+            return False
+        if limit is not None:
+            self._gradients.scale((limit / (norm + 1e-6)).clamp(max=1.0))
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.ema is not None:
+            state.ema.update(state.model)
+        state.step += 1
+        return True
+
+    def _refuse(self, micros: list[_Micro], own_norm: float) -> NoReturn:
+        """Stop every rank alike, naming the ranks and clips at fault."""
+        bad = [m for m in micros if not math.isfinite(float(m.loss))]
+        faulty = bad or (micros if not math.isfinite(own_norm) else [])
+        found = self._world.gather(self._offender(faulty, own_norm) if faulty else None)
+        offenders = [one for one in found if one is not None]
+        if not offenders:  # finite on every rank, and too large for float32 once summed
+            offenders = self._world.gather(self._offender(micros, own_norm))
+        step = self.state.step
+        report = self._run / f"nonfinite-step{step}.json"
+        if self._world.is_main:
+            nonfinite.write_report(report, step, offenders)
+        raise nonfinite.error(step, offenders, where=str(self._run), report=report)
+
+    def _offender(self, micros: list[_Micro], own_norm: float) -> nonfinite.Offender:
+        rows = [int(row) for m in micros for row in m.batch.rows]
+        return nonfinite.Offender(
+            rank=self._world.rank,
+            loss=float(micros[0].loss) if micros else math.nan,
+            gradient_norm=own_norm,
+            bucket=str(micros[0].batch.bucket) if micros else "",
+            rows=rows,
+            paths=[self._data.path(row) for row in rows],
+        )
+
+    # What is written
+
+    def _write_record(self) -> dict[str, Any]:
+        state, now = self.state, time.perf_counter()
+        seconds, self._window_start = now - self._window_start, now
+        phases = self._spans.take()
+        lr = learning_rate(self.recipe.optim.schedule, self.recipe.optim.lr, state.step - 1)
+        record = {"step": state.step, "epoch": state.position[0], **state.window.record()}
+        record |= {
+            "lr": lr,
+            "samples_per_s": state.window.samples / seconds,
+            "step_s": seconds / state.window.steps,
+            "data_wait_pct": 100.0 * phases.get("data", 0.0) / seconds,
+        }
+        if state.scaler.is_enabled():
+            record["loss_scale"] = state.scaler.get_scale()
+        record |= {f"seconds/{name}": spent for name, spent in phases.items()}
+        state.window = Window()
+        if self._log is not None:
+            self._log.step(record)
+        return record
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless there is one.
+
+        Raises:
+            CheckpointError: it could not be written; on every rank.
+        """
+        if self._saved_step == self.state.step:
+            return
+        with self._spans("save"):
+            problem: KinemaError | OSError | None = None
+            if self._world.is_main:
+                try:
+                    self._save()
+                except (KinemaError, OSError) as error:
+                    problem = error
+            problem = self._world.broadcast(problem)
+            if problem is not None:
+                raise problem
+        self._saved_step = self.state.step
+
+    def _save(self) -> None:
+        state, recipe = self.state, self.recipe
+        self._task.finalise(state.model, self._data.first_videos)
+        checkpoint = save_checkpoint(
+            self._run,
+            state.position[0],
+            state.step,
+            **state.sections(),
+            state={**state.values(), **self._about},
+            components=self._components,
+            recipe=dump_recipe(recipe),
+        )
+        if self._log is not None:
+            self._log.event("saved", step=state.step, path=checkpoint.path.name)
+        if recipe.keep_checkpoints is not None:
+            prune(self._run, recipe.keep_checkpoints)
+
+
+def bucket_label(bucket: Bucket) -> str:
+    """Name of a resolution and length in the log: `480p-51f`."""
+    return f"{bucket.resolution}-{bucket.frames}f"
+
+
+def _keys(recipe: TrainRecipe, task: Task) -> list[str]:
+    """Names of the numbers that ranks sum at each step, the same on every rank."""
+    labels = [f"{r}-{n}f" for r, lengths in recipe.data.buckets.items() for n in lengths]
+    return [
+        *(f"{kind}/{label}" for label in labels for kind in ("loss", "count")),
+        *(f"part/{name}" for name in task.parts),
+        *("samples", "unreadable", "bad losses", "bad gradients", "stop"),
+    ]

@@ -1,0 +1,158 @@
+"""From a recipe to the networks of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kinema.checkpoint.run import Checkpoint
+from kinema.checkpoint.weights import load_weights
+from kinema.config.errors import ConfigError, KinemaError
+from kinema.config.settings import to_dict
+from kinema.data.manifest import Manifest
+from kinema.data.text_cache import TextCache
+from kinema.models.build import build_text_encoder, build_transformer, build_vae
+from kinema.models.config import VideoVAEConfig
+from kinema.models.vae import VideoVAE
+from kinema.parallel.recompute import apply_recompute
+from kinema.training.config import RANDOM_WEIGHTS, TrainRecipe, VAETask
+from kinema.training.encode import TextSource
+
+VAE_BLOCKS = (
+    "spatial_vae.module.encoder.down_blocks.*",
+    "spatial_vae.module.decoder.up_blocks.*",
+    "temporal_vae.encoder.block_res_blocks.*.*",
+    "temporal_vae.decoder.block_res_blocks.*.*",
+)
+MEASURED_OR_MEMORY = ("shift", "scale", "micro_batch_size")
+"""Settings of an autoencoder in which a recipe may differ from its weights: the first two come
+with the weights."""
+
+
+def build_model(recipe: TrainRecipe, device: torch.device) -> nn.Module:
+    """The network that trains, initialised from the recipe's seed, frozen parts frozen.
+
+    Raises:
+        ConfigError: `freeze` names nothing, or leaves nothing to train.
+    """
+    # The same weights on every rank and in every run of this seed, whatever ran before.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if isinstance(recipe.task, VAETask):
+            model: nn.Module = build_vae(recipe.vae)
+        else:
+            assert recipe.model is not None
+            model = build_transformer(recipe.model)
+    for beginning in recipe.freeze:
+        chosen = [p for name, p in model.named_parameters() if name.startswith(beginning)]
+        if not chosen:
+            raise ConfigError(f"no parameter's name begins with {beginning!r}", where="freeze")
+        for parameter in chosen:
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError("nothing is left to train", where="freeze")
+    if recipe.recompute and isinstance(recipe.task, VAETask):
+        apply_recompute(model, VAE_BLOCKS)
+    elif recipe.recompute:
+        apply_recompute(model)
+    return model.to(device)
+
+
+@dataclass(frozen=True)
+class FrozenVAE:
+    """The autoencoder of a text-to-video run and where its weights are (None: random)."""
+
+    network: VideoVAE
+    weights: Path | None
+
+
+def load_frozen_vae(recipe: TrainRecipe, device: torch.device) -> FrozenVAE:
+    """The trained autoencoder that a text-to-video run looks through.
+
+    Raises:
+        KinemaError: the recipe names none, or one of other settings.
+    """
+    if recipe.vae_weights is None:
+        raise ConfigError(
+            "text-to-video needs a trained autoencoder, and the recipe names none",
+            where="vae_weights",
+            hint="--vae_weights outputs/NNN-NAME of a `kinema train-vae` run, or released weights",
+        )
+    if recipe.vae_weights == RANDOM_WEIGHTS:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            network, path = build_vae(recipe.vae), None
+    else:
+        path = _vae_file(Path(recipe.vae_weights), recipe.vae)
+        with torch.device("meta"):
+            network = build_vae(recipe.vae)
+        load_weights(network, path, device=device)
+    return FrozenVAE(network.to(device).eval().requires_grad_(False), path)
+
+
+def _vae_file(path: Path, config: VideoVAEConfig) -> Path:
+    """The weights file behind a path; a checkpoint must have the recipe's settings."""
+    plain_folder = any(path.glob("*.safetensors*")) and not (path / "state.json").exists()
+    if not path.is_dir() or plain_folder:
+        return path.absolute()
+    checkpoint = Checkpoint.open(path, sections=("model",))
+    found = checkpoint.components.get("vae", {}).get("config")
+    if found is None or "model" in checkpoint.components:
+        raise KinemaError(
+            "is not a checkpoint of an autoencoder",
+            where=str(checkpoint.path),
+            hint="a run folder of `kinema train-vae`",
+        )
+    wanted = to_dict(config)
+    for key in wanted:
+        if key not in MEASURED_OR_MEMORY and found.get(key) != wanted[key]:
+            raise KinemaError(
+                f"this autoencoder has {key} {found.get(key)}, the recipe has {wanted[key]}",
+                where=str(checkpoint.path),
+                hint="give the recipe the `vae` settings that the autoencoder was trained with",
+            )
+    return checkpoint.path.absolute() / "model.safetensors"
+
+
+def text_source(recipe: TrainRecipe, manifest: Manifest) -> TextSource:
+    """The text encoder, or the features computed beforehand.
+
+    Raises:
+        KinemaError: an encoder that cannot run; a cache of other captions or another encoder.
+    """
+    assert recipe.text is not None
+    if recipe.text_cache is None:
+        return TextSource(build_text_encoder(recipe.text), None)
+    cache = TextCache.open(recipe.text_cache, manifest, to_dict(recipe.text))
+    return TextSource(None, cache)
+
+
+def start_from_weights(
+    model: nn.Module,
+    path: Path,
+    *,
+    allow_new: tuple[str, ...],
+    allow_unexpected: tuple[str, ...],
+) -> str:
+    """Fill `model` from weights alone (`--ckpt-path`).
+
+    Args:
+        path: a checkpoint, a run folder (its newest checkpoint), or a weights file.
+        allow_new, allow_unexpected: see `load_weights`.
+
+    Returns:
+        One line for the log: how many tensors were loaded, new and unexpected.
+
+    Raises:
+        KinemaError: weights of another model.
+    """
+    options: dict[str, Any] = {"allow_new": allow_new, "allow_unexpected": allow_unexpected}
+    ours = path.is_dir() and ((path / "state.json").exists() or (path / "recipe.yaml").exists())
+    if ours:
+        checkpoint = Checkpoint.open(path, sections=("model",))
+        return str(checkpoint.load_model(model, "model", **options))
+    return str(load_weights(model, path, **options))

@@ -1,0 +1,296 @@
+"""A whole run: recipe in, run folder with checkpoints out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kinema.checkpoint.run import Checkpoint, clean_leftovers, latest, new_run_folder
+from kinema.config.errors import ConfigError, KinemaError
+from kinema.config.recipe import load_recipe
+from kinema.data.manifest import Manifest
+from kinema.parallel.world import World, open_world
+from kinema.telemetry.run_log import RunLog, say
+from kinema.telemetry.spans import Spans
+from kinema.training.components import components
+from kinema.training.config import TextToVideoTask, TrainRecipe
+from kinema.training.ema import EMA
+from kinema.training.feed import Feed
+from kinema.training.loop import Trainer
+from kinema.training.optimizer import build_optimizer
+from kinema.training.parts import build_model, load_frozen_vae, start_from_weights, text_source
+from kinema.training.resume import check_changes
+from kinema.training.run_folder import describe, identity
+from kinema.training.state import TrainState
+from kinema.training.stop import stop_on_signals
+from kinema.training.tasks import Autoencoder, Task, TextToVideo
+
+OnStep = Callable[[int, dict[str, Any] | None], None]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with.
+
+    Attributes:
+        ckpt_path: weights only (a checkpoint, a run folder or a weights file); new run folder.
+        load: everything (a run folder or a checkpoint); the run goes on in its folder.
+        from_scratch: with `load`: everything but the data position; new run folder.
+        allow_new: with `ckpt_path`: names (regular expressions) that the weights may lack.
+        allow_unexpected: with `ckpt_path`: names that the model may lack.
+    """
+
+    ckpt_path: Path | None = None
+    load: Path | None = None
+    from_scratch: bool = False
+    allow_new: tuple[str, ...] = ()
+    allow_unexpected: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.ckpt_path and self.load:
+            raise ConfigError(
+                "--ckpt-path (weights only) and --load (everything) exclude each other"
+            )
+        if self.from_scratch and not self.load:
+            raise ConfigError("--start-from-scratch goes with --load", hint="--load RUN")
+        if (self.allow_new or self.allow_unexpected) and not self.ckpt_path:
+            raise ConfigError("--allow-new and --allow-unexpected go with --ckpt-path")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where a run was written, and whether it came to its end or was stopped before."""
+
+    run: Path
+    finished: bool
+    step: int
+
+
+@dataclass(frozen=True)
+class _Previous:
+    """The run that goes on."""
+
+    run: Path
+    checkpoint: Checkpoint | None
+    """None where it was killed before its first save."""
+    changed: dict[str, tuple[Any, Any]]
+    """Keys of the recipe with their old and new values."""
+    notes: list[str]
+    """Lines for the log."""
+
+
+def read_recipe(name: str | None, overrides: list[str], start: Start) -> TrainRecipe:
+    """The recipe of a run: by name or file, or, with `--load`, by default the run's own.
+
+    Raises:
+        ConfigError: no recipe, or a wrong one.
+    """
+    if name is None:
+        if start.load is None:
+            raise ConfigError("needs a recipe", hint="kinema train tiny/world --data-path M")
+        name = str(_run_of(start.load) / "recipe.yaml")
+    return load_recipe(name, TrainRecipe, overrides)
+
+
+def train(
+    recipe: TrainRecipe,
+    start: Start | None = None,
+    *,
+    device: str | None = None,
+    on_step: OnStep | None = None,
+) -> Result:
+    """Train by a recipe, alone or as one of torchrun's processes.
+
+    Args:
+        device: `cpu` or `cuda`; a GPU where there is one by default.
+        on_step: called on rank 0 after each update with (updates done, logged record or None).
+
+    Raises:
+        KinemaError: what a person did wrong; before anything is written wherever possible.
+    """
+    start = start or Start()
+    with ExitStack() as stack:
+        world = stack.enter_context(open_world(device))
+        stop = stack.enter_context(stop_on_signals())
+        previous = _previous(recipe, start, world)
+        manifest = _read_manifest(recipe)
+        feed = stack.enter_context(Feed(recipe, manifest, world))
+
+        # Everything that can be wrong is read before the run folder is made.
+        spans = Spans()
+        model = build_model(recipe, world.device)
+        task, vae_weights = _task(recipe, manifest, spans, world)
+        notes = []
+        if start.ckpt_path:
+            allowed = {"allow_new": start.allow_new, "allow_unexpected": start.allow_unexpected}
+            notes.append(start_from_weights(model, start.ckpt_path, **allowed))
+        state = _new_state(recipe, model, feed, world)
+        if previous and previous.checkpoint:
+            state.restore(previous.checkpoint, data_position=not start.from_scratch)
+
+        continued = previous.run if previous and not start.from_scratch else None
+        run = continued or _new_run_folder(recipe, world)
+        about = identity(recipe, manifest.fingerprint, world.size)
+        log = None
+        if world.is_main:
+            _describe(run, recipe, about, start, previous, state.step)
+            log = stack.enter_context(_open_log(run, recipe, state.step if continued else None))
+            _announce(log, recipe, feed, state, [*notes, *(previous.notes if previous else [])])
+        trainer = Trainer(
+            recipe,
+            world,
+            task,
+            state,
+            feed,
+            run=run,
+            log=log,
+            spans=spans,
+            stop=stop,
+            about=about,
+            components=components(
+                recipe, run, vae_weights=vae_weights, sizes=feed.trained_sizes(), fps=feed.fps()
+            ),
+            saved_step=previous.checkpoint.step if continued and previous.checkpoint else None,
+            on_step=on_step,
+        )
+        finished = trainer.run()
+        if log is not None:
+            text = "finished" if finished else f"stopped by {stop.signal or 'another rank'}"
+            more = {} if finished else {"continue_with": f"--load {run}"}
+            log.event(text, step=state.step, **more)
+        return Result(run, finished, state.step)
+
+
+def _previous(recipe: TrainRecipe, start: Start, world: World) -> _Previous | None:
+    """The run that `--load` names, checked against the recipe."""
+    if start.load is None:
+        return None
+    run = _run_of(start.load)
+    old = load_recipe(str(run / "recipe.yaml"), TrainRecipe)
+    changed = check_changes(old, recipe, new_position=start.from_scratch, where=str(run))
+    notes = [f"changed: {key} {was!r} -> {now!r}" for key, (was, now) in changed.items()]
+    if world.is_main and not start.from_scratch:
+        notes += clean_leftovers(run)
+    world.barrier()
+    checkpoint = Checkpoint.open(start.load) if start.load != run else latest(run)
+    if checkpoint is None:
+        # Killed before its first save: a restart by a script must not need another command.
+        notes.append(f"no checkpoint in {run} yet: beginning at step 0")
+    else:
+        notes += checkpoint.warnings
+        if not start.from_scratch and (newest := latest(run)) and newest.step > checkpoint.step:
+            raise KinemaError(
+                f"the run has a newer checkpoint, of step {newest.step}; going on from step "
+                f"{checkpoint.step} in the same folder would mix the two",
+                where=str(checkpoint.path),
+                hint=f"--load {run}, or --ckpt-path {checkpoint.path} for a new run, or move the "
+                "newer ones away",
+            )
+    return _Previous(run, checkpoint, changed, notes)
+
+
+def _run_of(path: Path) -> Path:
+    """The run folder of a path given to `--load`.
+
+    Raises:
+        KinemaError: neither a run folder nor a checkpoint in one.
+    """
+    for folder in (path, path.parent):
+        if (folder / "recipe.yaml").is_file() and (folder / "run.json").is_file():
+            return folder
+    raise KinemaError(
+        "is not a run folder, nor a checkpoint in one",
+        where=str(path),
+        hint="--load outputs/NNN-NAME; --ckpt-path takes weights alone",
+    )
+
+
+def _read_manifest(recipe: TrainRecipe) -> Manifest:
+    if recipe.data.path is None:
+        raise ConfigError(
+            "no manifest is named", where="data.path", hint="--data-path clips.parquet"
+        )
+    manifest = Manifest.read(recipe.data.path, recipe.data.root)
+    if isinstance(recipe.task, TextToVideoTask):
+        manifest.require_captions()
+    return manifest
+
+
+def _task(
+    recipe: TrainRecipe, manifest: Manifest, spans: Spans, world: World
+) -> tuple[Task, Path | None]:
+    """The task, and where its frozen autoencoder's weights are."""
+    if not isinstance(recipe.task, TextToVideoTask):
+        return Autoencoder(recipe, spans), None
+    vae = load_frozen_vae(recipe, world.device)
+    return TextToVideo(recipe, vae.network, text_source(recipe, manifest), spans), vae.weights
+
+
+def _new_state(recipe: TrainRecipe, model: nn.Module, feed: Feed, world: World) -> TrainState:
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    return TrainState(
+        model=model,
+        ema=None if recipe.ema_decay is None else EMA(model, recipe.ema_decay),
+        optimizer=build_optimizer(trained, recipe.optim),
+        scaler=torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16"),
+        order=feed.order,
+    )
+
+
+def _new_run_folder(recipe: TrainRecipe, world: World) -> Path:
+    run: Path | KinemaError | OSError | None = None
+    if world.is_main:
+        try:
+            run = new_run_folder(recipe.outputs, recipe.name)
+        except (KinemaError, OSError) as error:
+            run = error
+    run = world.broadcast(run)
+    if isinstance(run, Exception):
+        raise run
+    assert run is not None
+    return run
+
+
+def _describe(
+    run: Path,
+    recipe: TrainRecipe,
+    about: dict[str, Any],
+    start: Start,
+    previous: _Previous | None,
+    step: int,
+) -> None:
+    source = start.load or start.ckpt_path
+    entry = {"step": step, "loaded": str(source) if source else None}
+    entry["changed"] = {k: list(v) for k, v in previous.changed.items()} if previous else {}
+    describe(run, recipe, about, entry)
+
+
+def _open_log(run: Path, recipe: TrainRecipe, resume_step: int | None) -> RunLog:
+    tracking = recipe.tracking
+    return RunLog(
+        run, tensorboard=tracking.tensorboard, wandb=tracking.wandb, resume_step=resume_step
+    )
+
+
+def _announce(
+    log: RunLog, recipe: TrainRecipe, feed: Feed, state: TrainState, notes: list[str]
+) -> None:
+    say(feed.plan())
+    for note in notes:
+        log.event(note)
+    numbers = sum(p.numel() for p in state.model.parameters())
+    trained = sum(p.numel() for p in state.trained.values())
+    log.event(
+        f"training {recipe.name}",
+        parameters=numbers,
+        trained=trained,
+        precision=recipe.precision,
+        step=state.step,
+        epoch=state.position[0],
+    )

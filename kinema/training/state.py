@@ -1,0 +1,100 @@
+"""What resumes: one list, written to a checkpoint and read from it here and nowhere else.
+
+| what | where in the checkpoint |
+|---|---|
+| weights (fp32) | model |
+| their average | ema |
+| AdamW's moments and step counts | optimizer |
+| loss scale of fp16 | state.json: scaler |
+| step and epoch | the folder's name |
+| data position | state.json: data |
+| sums since the last logged step | state.json: window |
+
+The learning rate is a function of the step, and random numbers are functions of seed and data
+position: there is nothing of them to save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kinema.checkpoint.run import Checkpoint
+from kinema.checkpoint.weights import iterate_tensors
+from kinema.config.errors import KinemaError
+from kinema.data.order import SampleOrder
+from kinema.training.ema import EMA
+from kinema.training.optimizer import optimizer_tensors
+from kinema.training.window import Window
+
+
+@dataclass
+class TrainState:
+    """All that changes while training.
+
+    Attributes:
+        step: optimizer updates made.
+        position: epoch and step of the epoch that come next.
+    """
+
+    model: nn.Module
+    ema: EMA | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    order: SampleOrder
+    step: int = 0
+    position: tuple[int, int] = (0, 0)
+    window: Window = field(default_factory=Window)
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that the optimizer updates."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def sections(self) -> dict[str, Mapping[str, Tensor] | None]:
+        """Tensors by section, as `save_checkpoint` takes them."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "optimizer": optimizer_tensors(self.optimizer, self.trained),
+        }
+
+    def values(self) -> dict[str, Any]:
+        """The rest, as JSON."""
+        return {
+            "scaler": self.scaler.state_dict(),
+            "data": self.order.state(*self.position),
+            "window": self.window.state(),
+        }
+
+    def restore(self, checkpoint: Checkpoint, *, data_position: bool) -> None:
+        """Go on where `checkpoint` was written.
+
+        Args:
+            data_position: False begins the data anew, at epoch 0.
+
+        Raises:
+            KinemaError: another model's checkpoint, or other data.
+        """
+        values = checkpoint.state
+        if data_position:
+            self.position = self.order.restore(values["data"])
+            self.window = Window.from_state(values["window"])
+        self.step = checkpoint.step
+        checkpoint.load_model(self.model, "model")
+        if self.ema is not None:
+            if not checkpoint.has("ema"):
+                raise KinemaError(
+                    "has no averaged weights (ema), which the recipe asks for",
+                    where=str(checkpoint.path),
+                    hint="--ckpt-path takes the weights only and starts a new average",
+                )
+            average = dict(iterate_tensors(checkpoint.path / "ema.safetensors"))
+            self.ema.load_state_dict(average, where=str(checkpoint.path))
+        checkpoint.load_optimizer(optimizer_tensors(self.optimizer, self.trained))
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(values["scaler"])

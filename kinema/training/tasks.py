@@ -1,0 +1,155 @@
+"""What is trained. A task turns a micro-batch into a loss; the loop does everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kinema.data.loader import Batch
+from kinema.diffusion.masks import frame_masks
+from kinema.diffusion.rectified_flow import RectifiedFlow
+from kinema.models.stdit3 import STDiT3
+from kinema.models.vae import VideoVAE
+from kinema.telemetry.spans import Spans
+from kinema.training.config import TrainRecipe, VAETask
+from kinema.training.draws import Draws
+from kinema.training.encode import TextSource, encode_latents
+
+
+@dataclass(frozen=True)
+class LossReport:
+    """What a task says about one micro-batch.
+
+    Attributes:
+        loss: scalar float32, the mean over the micro-batch, to be differentiated.
+        parts: further scalars for the log, detached.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """A kind of training."""
+
+    parts: tuple[str, ...]
+    """Names of `LossReport.parts`."""
+
+    def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> LossReport:
+        """The loss of one micro-batch; `batch.video` is on the model's device already."""
+        ...
+
+    def finalise(self, model: nn.Module, batches: Callable[[], Iterable[Tensor]]) -> None:
+        """Fill in what is measured rather than trained, before `model` is saved.
+
+        Args:
+            batches: gives the first videos of the data, `[B, 3, T, H, W]`, anew at each call.
+        """
+        ...
+
+
+class TextToVideo:
+    """Rectified flow on latents of videos, given their captions (Open-Sora 1.2).
+
+    Args:
+        vae: frozen, on the device.
+        spans: takes the time of encoding.
+    """
+
+    parts = ()
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        vae: VideoVAE,
+        text: TextSource,
+        spans: Spans,
+    ) -> None:
+        assert recipe.task.type == "text-to-video"
+        assert recipe.diffusion is not None
+        assert recipe.model is not None
+        masks = recipe.task.masks
+        self._masks = masks if masks.ratios()["identity"] < 1 else None
+        self._flow = RectifiedFlow(recipe.diffusion)
+        self._drop_probability = recipe.model.class_dropout_prob
+        self._vae = vae
+        self._text = text
+        self._spans = spans
+
+    def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> LossReport:
+        assert isinstance(model, STDiT3)
+        device = batch.video.device
+        count, _, _, height, width = batch.video.shape
+        with self._spans("text"):
+            y, text_mask = self._text.features(batch.text, batch.rows, device)
+        with self._spans("vae"):
+            x0 = encode_latents(self._vae, batch.video, draws.generator("posterior"))
+
+        raw = self._flow.draw(count, draws.generator("timestep"))
+        t = self._flow.training_timesteps(
+            raw, latent_frames=x0.shape[2], height=height, width=width
+        )
+        generator = draws.generator("noise")
+        noise = torch.randn(x0.shape, generator=generator, device=device)
+        noised = None
+        if self._masks is not None:
+            on_cpu = draws.generator("frame masks", device="cpu")
+            noised = frame_masks(self._masks, count, x0.shape[2], on_cpu).to(device)
+
+        with self._spans("forward"):
+            if self._drop_probability > 0:
+                unit = torch.rand(count, generator=draws.generator("caption"), device=device)
+                y = model.drop_text(y, unit < self._drop_probability)
+            prediction = model(
+                self._flow.add_noise(x0, noise, t, noised),
+                t,
+                y,
+                mask=text_mask,
+                x_mask=noised,
+                fps=batch.fps.to(device),
+                height=torch.full((count,), float(height), device=device),
+                width=torch.full((count,), float(width), device=device),
+            )
+            return LossReport(self._flow.loss(prediction, x0, noise, mask=noised).mean())
+
+    def finalise(self, model: nn.Module, batches: Callable[[], Iterable[Tensor]]) -> None:
+        """Nothing here is measured."""
+
+
+class Autoencoder:
+    """Reconstruction: `L1 + kl_weight · KL`, both means over their elements.
+
+    The KL is that of the latents the transformer sees (the temporal posterior) and that of the
+    2D latents, added.
+    """
+
+    parts = ("l1", "kl")
+
+    def __init__(self, recipe: TrainRecipe, spans: Spans) -> None:
+        assert isinstance(recipe.task, VAETask)
+        self._kl_weight = recipe.task.kl_weight
+        self._spans = spans
+
+    def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> LossReport:
+        assert isinstance(model, VideoVAE)
+        with self._spans("forward"):
+            output = model(batch.video, generator=draws.generator("posterior"))
+            l1 = (output.video.float() - batch.video.float()).abs().mean()
+            kl = output.posterior.kl().sum() / output.posterior.mean.numel()
+            kl = kl + output.spatial_posterior.kl().sum() / output.spatial_posterior.mean.numel()
+            loss = l1 + self._kl_weight * kl
+        return LossReport(loss, {"l1": l1.detach(), "kl": kl.detach()})
+
+    @torch.no_grad()
+    def finalise(self, model: nn.Module, batches: Callable[[], Iterable[Tensor]]) -> None:
+        """Measure shift and scale, so that latents come out normalised."""
+        assert isinstance(model, VideoVAE)
+
+        # From zero, so that the same weights get the same values however often this ran before.
+        model.shift.zero_()
+        model.scale.fill_(1.0)
+        model.fit_normalisation(model.encode(video) for video in batches())

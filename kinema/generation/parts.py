@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from kinema.checkpoint.run import Checkpoint
+from kinema.checkpoint.run import Checkpoint, resolve_weights
 from kinema.checkpoint.weights import load_weights
 from kinema.config.errors import KinemaError
 from kinema.config.settings import from_dict
@@ -59,7 +59,9 @@ class Source:
                 without the autoencoder's weights.
         """
         section: Literal["model", "ema"] = "ema" if ema else "model"
-        checkpoint = Checkpoint.open(path, sections=())
+        found = Checkpoint.open(path, sections=())
+        # Of a run folder, the newest checkpoint that is whole; a second look for its own section.
+        checkpoint = Checkpoint.open(path, sections=(section,)) if found.has(section) else found
         where = str(checkpoint.path)
         if "model" not in checkpoint.components:
             kinds = ", ".join(sorted(checkpoint.components)) or "nothing"
@@ -75,7 +77,6 @@ class Source:
         if not checkpoint.has(section):
             hint = "--no-ema generates with the weights themselves" if ema else "--ema"
             raise PipelineError(f"has no {section} weights", where=where, hint=hint)
-        checkpoint.verify(sections=(section,))
         return cls(checkpoint, section, config, _find_vae(checkpoint.path, config, vae))
 
     def load(self, device: torch.device) -> Parts:
@@ -88,7 +89,7 @@ class Source:
             model = build_transformer(self.config.model)
             vae = build_vae(self.config.vae.config)
         self.checkpoint.load_model(model, self.section, device=device)
-        report = load_weights(vae, _weights_file(self.vae_weights), device=device)
+        report = load_weights(vae, resolve_weights(self.vae_weights), device=device)
         return Parts(
             model=model.to(device).eval().requires_grad_(False),
             vae=vae.to(device).eval().requires_grad_(False),
@@ -125,12 +126,4 @@ def _find_vae(folder: Path, config: PipelineConfig, given: Path | None) -> Path:
             where=str(path),
             hint="give their place with --vae PATH",
         )
-    return path
-
-
-def _weights_file(path: Path) -> Path:
-    """A weights file as given, or the one to use of an autoencoder's run or checkpoint folder."""
-    if path.is_dir() and not any(path.glob("*.safetensors*")):
-        checkpoint = Checkpoint.open(path, sections=())
-        return checkpoint.path / "model.safetensors"
     return path

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from kinema.config.errors import KinemaError
 from kinema.models.attention import Packing
 from kinema.models.config import STDiT3Config
 from kinema.models.embedding import (
@@ -182,6 +183,9 @@ class STDiT3(nn.Module):
 
         Returns:
             `[B, out_channels, T, H, W]` fp32.
+
+        Raises:
+            KinemaError: text features of another width.
         """
         dtype = self._dtype
         frames, rows, columns = self.config.token_grid((x.shape[2], x.shape[3], x.shape[4]))
@@ -239,7 +243,13 @@ class STDiT3(nn.Module):
         if self.config.skip_y_embedder:
             assert mask is not None
             return y.flatten(0, 1), Packing.of(mask.tolist(), x.device)
-        batch, _, length, _ = y.shape
+        batch, _, length, channels = y.shape
+        if channels != self.config.caption_channels:
+            raise KinemaError(
+                f"text features are {channels} wide, the model takes {self.config.caption_channels}",
+                where="model.caption_channels",
+                hint="use the text encoder (or embeddings) that the model was made for",
+            )
         tokens = y.flatten(0, 2)
         lengths = [length] * batch
         if mask is not None:

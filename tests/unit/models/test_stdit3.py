@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from kinema.config.errors import ConfigError
+from kinema.config.errors import ConfigError, KinemaError
 from kinema.config.settings import from_dict, to_dict
 from kinema.models.build import build_transformer
 from kinema.models.config import STDiT3Config
@@ -205,6 +205,11 @@ def test_mask_of_fewer_rows_is_tiled() -> None:
     out = model(**double)
     close(out[:2], model(**given))
     close(out[2:], model(**given))
+
+
+def test_features_of_another_encoder() -> None:
+    with pytest.raises(KinemaError, match="7 wide, the model takes 20"):
+        randomised()(**inputs(y=torch.zeros(3, 1, 10, 7)))
 
 
 def test_text_dropped_and_stand_in() -> None:

@@ -172,14 +172,16 @@ class Manifest:
 
     def with_dropped(self, reasons: Mapping[int, str]) -> Manifest:
         """The same rows with `dropped_by` set for some; what was dropped before stays so."""
-        dropped = self.table.column("dropped_by").to_numpy(zero_copy_only=False).copy()
-        for row, reason in reasons.items():
-            dropped[row] = dropped[row] or reason
-        table = self.table.set_column(
-            self.table.column_names.index("dropped_by"),
-            "dropped_by",
-            pa.array(dropped, pa.large_string()),
+        rows = sorted(row for row in reasons if self.kept[row])
+        mask = np.zeros(len(self), bool)
+        mask[rows] = True
+        dropped = pc.replace_with_mask(
+            self.table.column("dropped_by").combine_chunks(),
+            pa.array(mask),
+            pa.array([reasons[row] for row in rows], pa.large_string()),
         )
+        position = self.table.column_names.index("dropped_by")
+        table = self.table.set_column(position, "dropped_by", dropped)
         return Manifest(table, self.root, source=self.source)
 
     @functools.cached_property

@@ -68,6 +68,14 @@ def test_resume_leaves_one_record_per_step(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".log*"))
 
 
+def test_the_step_that_is_resumed_from_keeps_its_record(tmp_path: Path) -> None:
+    for resume_step in (None, 20):
+        with RunLog(tmp_path, tensorboard=False, resume_step=resume_step) as log:
+            for step in (10, 20, 30) if resume_step is None else (30,):
+                log.step({"step": step, "loss": 1.0})
+    assert [r["step"] for r in read_log(tmp_path)] == [10, 20, 30]
+
+
 def test_a_torn_last_line_does_not_swallow_the_next_record(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 10}\n{"step": 20, "l')
     with RunLog(tmp_path, tensorboard=False, resume_step=15) as log:

@@ -1,36 +1,84 @@
-"""Decoding where it can be killed: worker processes with a time limit for every file."""
+"""Decoding where it can be killed: worker processes with a time limit for every call."""
 
 from __future__ import annotations
 
 import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from dataclasses import dataclass
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import psutil
+
+from kinema.media.channel import Channel
 from kinema.media.errors import MediaError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+STARTING_S = 60.0
+"""How long a worker may take to start; not part of any call's limit."""
+
 
 class DecodePool:
-    """Runs `function(path, *args)` in processes that are killed past the time limit."""
+    """Runs `function(path, *args)` in processes that are killed past the time limit.
 
-    def __init__(self, workers: int, timeout_s: float) -> None:
-        raise NotImplementedError
+    A worker is replaced after a call that took too long or killed it, after `calls_per_worker`
+    calls, and when its memory grows beyond `worker_bytes`. Workers start when first needed, know
+    nothing of torch or of the main module, and end with this process however it ends.
+
+    Use it as a context manager; one pool serves many threads.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        timeout_s: float,
+        *,
+        calls_per_worker: int = 2000,
+        worker_bytes: int = 1 << 30,
+    ) -> None:
+        """Args:
+        workers: processes, at least 1.
+        timeout_s: limit for one call, in seconds.
+        calls_per_worker: calls after which a worker is replaced.
+        worker_bytes: resident memory at which a worker is replaced.
+        """
+        assert workers >= 1
+        self.workers = workers
+        self.timeout_s = timeout_s
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._closed = False
+        self._seats = [
+            _Seat(self._tasks, timeout_s, calls_per_worker, worker_bytes) for _ in range(workers)
+        ]
 
     def submit(
         self, function: Callable[..., Result], path: str | os.PathLike[str], *args: Any
     ) -> Future[Result]:
-        """Start a call; the future raises MediaError if the file fails, hangs or kills its worker.
+        """Start a call.
+
+        The future raises what `function` raises, and MediaError if the call exceeds the time limit
+        (`timeout`) or kills its worker (`crashed`).
 
         Args:
-            function: importable by name, from a module that is cheap to import (no torch).
+            function: importable by name, from a module that imports without torch.
             path: the file, handed to `function` first and named in errors.
             args: further arguments, picklable.
         """
-        raise NotImplementedError
+        assert not self._closed, "the pool is closed"
+        future: Future[Result] = Future()
+        self._tasks.put(_Task(future, function, path, args))
+        return future
 
     def map(
         self,
@@ -41,20 +89,54 @@ class DecodePool:
         ordered: bool = True,
         in_flight: int | None = None,
     ) -> Iterator[tuple[Item, Result | MediaError]]:
-        """`(item, result or error)` for every item, in order or as they come.
+        """`(item, result or MediaError)` for every item.
 
         Args:
             function: as for `submit`.
-            items: may be endless; at most `in_flight` are taken ahead.
+            items: read as needed, never further ahead than `in_flight`.
             call: `item -> (path, *args)`; by default the item is the path.
             ordered: False yields results as they come.
             in_flight: calls started and not yet yielded (default: four per worker).
         """
-        raise NotImplementedError
+        limit = in_flight or 4 * self.workers
+        source = iter(items)
+        pending: deque[tuple[Item, Future[Result]]] = deque()
+        try:
+            while True:
+                for item in islice(source, limit - len(pending)):
+                    path, *args = call(item) if call else (item,)
+                    pending.append((item, self.submit(function, path, *args)))
+                if not pending:
+                    return
+                if not ordered:
+                    wait([f for _, f in pending], return_when=FIRST_COMPLETED)
+                    pending.rotate(-next(i for i, (_, f) in enumerate(pending) if f.done()))
+                item, future = pending.popleft()
+                try:
+                    yield item, future.result()
+                except MediaError as error:
+                    yield item, error
+        finally:
+            for _, future in pending:
+                future.cancel()
 
     def close(self) -> None:
-        """Kill the workers; calls not finished are cancelled."""
-        raise NotImplementedError
+        """Kill the workers; calls that have not finished are cancelled."""
+        self._closed = True
+        for seat in self._seats:
+            seat.close()
+        for _ in self._seats:
+            self._tasks.put(None)
+        for seat in self._seats:
+            seat.join()
+        while not self._tasks.empty():
+            task = self._tasks.get()
+            if task is not None:
+                task.future.cancel()
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers that are running."""
+        return [pid for seat in self._seats if (pid := seat.pid) is not None]
 
     def __enter__(self) -> Self:
         return self
@@ -66,3 +148,141 @@ class DecodePool:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class _Task:
+    future: Future[Any]
+    function: Callable[..., Any]
+    path: str | os.PathLike[str]
+    args: tuple[Any, ...]
+
+
+class _Seat:
+    """A thread that gives tasks to one worker process after another."""
+
+    def __init__(
+        self,
+        tasks: queue.SimpleQueue[_Task | None],
+        timeout_s: float,
+        calls_per_worker: int,
+        worker_bytes: int,
+    ) -> None:
+        self._tasks = tasks
+        self._timeout_s = timeout_s
+        self._calls_per_worker = calls_per_worker
+        self._worker_bytes = worker_bytes
+        self._worker: _Worker | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        """Held while a worker starts, so that none starts after `close`."""
+        self._thread = threading.Thread(target=self._serve, name="decode-pool", daemon=True)
+        self._thread.start()
+
+    @property
+    def pid(self) -> int | None:
+        worker = self._worker
+        return worker.process.pid if worker else None
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            if self._worker:
+                self._worker.process.kill()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            if task.future.set_running_or_notify_cancel():
+                self._run(task)
+        self._dismiss()
+
+    def _run(self, task: _Task) -> None:
+        try:
+            worker = self._ready_worker()
+            worker.channel.send((task.function, task.path, task.args))
+            succeeded, value = worker.channel.receive(self._timeout_s)
+        except TimeoutError:
+            self._dismiss()
+            self._fail(task, MediaError("timeout", task.path, f"{self._timeout_s:g} s"))
+        except EOFError:
+            ending = _how_it_ended(self._dismiss())
+            self._fail(task, MediaError("crashed", task.path, ending))
+        except Exception as mistake:  # a call that cannot be pickled, a worker that cannot start
+            self._dismiss()
+            self._fail(task, mistake)
+        else:
+            if worker.calls >= self._calls_per_worker or worker.grew_beyond(self._worker_bytes):
+                self._dismiss()
+            if succeeded:
+                task.future.set_result(value)
+            else:
+                task.future.set_exception(value)
+
+    def _fail(self, task: _Task, error: Exception) -> None:
+        task.future.set_exception(CancelledError() if self._closed else error)
+
+    def _ready_worker(self) -> _Worker:
+        if self._worker is None:
+            with self._lock:
+                if self._closed:
+                    raise CancelledError
+                self._worker = _Worker()
+            self._worker.channel.receive(STARTING_S)
+        self._worker.calls += 1
+        return self._worker
+
+    def _dismiss(self) -> int:
+        """End the worker, if there is one; its exit code, that of its own death if it was dead."""
+        if self._worker is None:
+            return 0
+        worker, self._worker = self._worker, None
+        return worker.end()
+
+
+class _Worker:
+    """A running worker process and the channel to it."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "kinema.media.worker",
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                ],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join(sys.path)}
+                | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
+        self.channel = Channel(ours)
+        self.calls = 0
+
+    def grew_beyond(self, limit: int) -> bool:
+        try:
+            return int(psutil.Process(self.process.pid).memory_info().rss) > limit
+        except psutil.Error:
+            return True
+
+    def end(self) -> int:
+        self.channel.close()
+        try:
+            # One that died is given the moment to be dead: its own exit code says how it died.
+            return self.process.wait(0.2 if self.process.poll() is None else 0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    return f"{signal.Signals(-code).name}: {signal.strsignal(-code)}"

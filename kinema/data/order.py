@@ -142,9 +142,9 @@ class Epoch:
 
     @property
     def fill(self) -> float:
-        """Rows over what the micro-batches could hold."""
+        """Mean over micro-batches of their rows over the most that they may hold."""
         limit = np.array([b.max_batch for b in self._buckets])
-        return self.num_rows / int(limit[self.layout.bucket].sum())
+        return float((self.layout.size / limit[self.layout.bucket]).mean())
 
     @property
     def flops(self) -> float:
@@ -194,6 +194,10 @@ class SampleOrder:
         self._costs = tuple(int(u) for u in units.clip(1))
         self._restored: tuple[int, tuple[Segment, ...]] = (-1, ())
         self._latest: Epoch | None = None
+
+    def flops(self, bucket: Bucket) -> float:
+        """FLOPs of one clip of a bucket."""
+        return float(self._flops[bucket.index])
 
     def assign(self, epoch: int) -> NDArray[np.int32]:
         """[N] bucket of every row of the manifest in an epoch, or why it has none (`REASONS`).

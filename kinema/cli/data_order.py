@@ -1,0 +1,205 @@
+"""`kinema data explain`, `plan` and `order`: where clips go, and what an epoch will be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kinema.cli.data import DataRoot, ManifestPath, data_app
+
+if TYPE_CHECKING:
+    from kinema.data.manifest import Manifest
+    from kinema.data.order import SampleOrder
+    from kinema.training.config import TrainRecipe
+
+FREE = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Overrides may be written as options of any name; the recipe's schema knows which exist."""
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name or path of a recipe.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe.", show_default=False),
+]
+WorldSize = Annotated[int, typer.Option("--world-size", min=1, help="Number of ranks (GPUs).")]
+
+
+@data_app.command(context_settings=FREE)
+def explain(
+    clip: Annotated[
+        str, typer.Argument(metavar="CLIP", help="A file; or with --manifest, a row or a path.")
+    ],
+    recipe: Recipe,
+    overrides: Overrides = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="Take the clip's size from this manifest.")
+    ] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Say where a clip goes under a recipe's buckets, with which probability; or why nowhere."""
+    from kinema.data.buckets import BucketTable
+    from kinema.data.explain import explain as explain_size
+
+    table = BucketTable.from_config(_recipe(recipe, overrides).data)
+    title, size, dropped_by = _clip_size(clip, manifest, data_root)
+    result = explain_size(table, *size)
+    print(title)
+    for line in result.lines:
+        print(f"  {line}")
+    for bucket, chance in result.chances:
+        print(f"{chance:8.2%}  {bucket}")
+    print(f"{result.left_out:8.2%}  left out of an epoch")
+    if dropped_by:
+        print(f"but it never trains: the manifest says dropped_by = {dropped_by}")
+
+
+@data_app.command(context_settings=FREE)
+def plan(
+    manifest: ManifestPath,
+    recipe: Recipe,
+    overrides: Overrides = None,
+    world_size: WorldSize = 1,
+    epoch: Annotated[int, typer.Option(min=0, help="Which epoch, from 0.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, every size apart.")] = False,
+    data_root: DataRoot = None,
+) -> None:
+    """Count what an epoch will be: clips by bucket, clips left out and why, steps, balance, FLOPs.
+
+    Fails when no clip trains.
+    """
+    from kinema.data.plan import make_plan, render_plan
+
+    settings = _recipe(recipe, overrides)
+    clips, order = _order(manifest, data_root, settings, world_size)
+    result = make_plan(clips, order, epoch=epoch, tokens=_tokens(settings))
+    print(json.dumps(result.to_dict()) if as_json else render_plan(result), end="")
+    if as_json:
+        print()
+
+
+@data_app.command(context_settings=FREE)
+def order(
+    manifest: ManifestPath,
+    recipe: Recipe,
+    overrides: Overrides = None,
+    world_size: WorldSize = 1,
+    epoch: Annotated[int, typer.Option(min=0, help="Which epoch, from 0.")] = 0,
+    steps: Annotated[
+        str, typer.Option(metavar="A:B", help="Steps A to B-1 only; either may be left out.")
+    ] = ":",
+    data_root: DataRoot = None,
+) -> None:
+    """Print which rows train together: one JSON line per step and rank.
+
+    `rows` count from 0 in the manifest, `cost` is in FLOPs. With accumulation, `micro` tells a
+    rank's micro-batches of one step apart. `repeated` marks a micro-batch that stands a second
+    time, because there are fewer rows than ranks; it does not count in the loss.
+    """
+    settings = _recipe(recipe, overrides)
+    _, orders = _order(manifest, data_root, settings, world_size)
+    laid = orders.epoch(epoch)
+    for step in _steps(steps, laid.num_steps):
+        for rank in range(world_size):
+            for micro in range(settings.accumulation):
+                batch = laid.micro_batch(step, rank, micro)
+                line: dict[str, Any] = {"step": step, "rank": rank}
+                if settings.accumulation > 1:
+                    line["micro"] = micro
+                bucket = batch.bucket
+                line |= {
+                    "num_frames": bucket.frames, "height": bucket.height, "width": bucket.width,
+                    "rows": batch.rows.tolist(), "cost": batch.cost,
+                }  # fmt: skip
+                if batch.repeated:
+                    line["repeated"] = True
+                print(json.dumps(line))
+
+
+def _recipe(name: str, overrides: list[str] | None) -> TrainRecipe:
+    from kinema.config.recipe import load_recipe
+    from kinema.training.config import TrainRecipe
+
+    return load_recipe(name, TrainRecipe, overrides or [])
+
+
+def _order(
+    path: Path, data_root: Path | None, recipe: TrainRecipe, world_size: int
+) -> tuple[Manifest, SampleOrder]:
+    from kinema.data.buckets import BucketTable
+    from kinema.data.manifest import Manifest
+    from kinema.data.order import SampleOrder
+    from kinema.training.cost import bucket_cost
+
+    clips = Manifest.read(path, data_root=data_root)
+    made = SampleOrder(
+        clips,
+        BucketTable.from_config(recipe.data),
+        bucket_cost(recipe),
+        seed=recipe.seed,
+        world_size=world_size,
+        accumulation=recipe.accumulation,
+    )
+    return clips, made
+
+
+def _tokens(recipe: TrainRecipe) -> Callable[[Any], int] | None:
+    model, vae = recipe.model, recipe.vae
+    if model is None:
+        return None
+    return lambda b: model.num_tokens(vae.latent_size(b.frames, b.height, b.width))
+
+
+def _steps(text: str, count: int) -> range:
+    from kinema.config.errors import ConfigError
+
+    first, colon, last = text.partition(":")
+    try:
+        begin, end = int(first or 0), int(last or count)
+    except ValueError:
+        colon = ""
+        begin = end = 0
+    if not colon or not 0 <= begin < min(end, count):
+        raise ConfigError(
+            f"--steps {text}: the epoch has steps 0:{count}", hint="write A:B with 0 <= A < B"
+        )
+    return range(begin, min(end, count))
+
+
+def _clip_size(
+    clip: str, manifest: Path | None, data_root: Path | None
+) -> tuple[str, tuple[int, int, int], str]:
+    """What to call the clip; frames, height, width; and the filter that dropped it."""
+    if manifest is None:
+        from kinema.media.probe import probe
+
+        info = probe(clip)
+        return clip, (info.num_frames, info.height, info.width), ""
+    from kinema.data.manifest import Manifest
+
+    clips = Manifest.read(manifest, data_root=data_root)
+    row = _find_row(clips, clip)
+    frames, height, width = (
+        int(clips.column(name)[row]) for name in ("num_frames", "height", "width")
+    )
+    dropped_by = str(clips.table.column("dropped_by")[row].as_py())
+    return f"row {row}: {clips.path(row)}", (frames, height, width), dropped_by
+
+
+def _find_row(clips: Manifest, clip: str) -> int:
+    import pyarrow.compute as pc
+
+    from kinema.config.errors import KinemaError
+
+    row = pc.index(clips.table.column("path"), clip).as_py()
+    if row < 0 and clip.isdecimal():
+        row = int(clip)
+    if not 0 <= row < len(clips):
+        raise KinemaError(
+            f"no clip {clip!r}: neither a path in it nor a row (0 to {len(clips) - 1})",
+            where=clips.source,
+            hint="give the path as the manifest has it",
+        )
+    return int(row)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -90,42 +91,42 @@ class EqualRows:
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the keys of each row of a batch stand in one packed sequence, row after row."""
+    """Where the keys of each row of a batch stand in one packed sequence, row after row.
+
+    Made once per forward pass; all blocks share it.
+    """
 
     lengths: tuple[int, ...]
+    """Number of keys of each row."""
+    longest: int
     starts: Tensor
-    """First key of each row, and the end: `[B + 1]`, int32."""
-    groups: tuple[EqualRows, ...]
-    """Every row that has keys, gathered by length."""
-    order: Tensor
-    """Takes the groups' rows (then the rows without keys) back to the batch's order, `[B]`."""
+    """First key of each row, and the end: `[B + 1]`, int32, where keys and queries are."""
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> Packing:
-        """Work out the positions once; all blocks share them.
+        """Rows with that many keys each, whose keys and queries are on `device`."""
+        starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+        return cls(tuple(lengths), max(lengths), _move(starts, device))
 
-        Args:
-            lengths: number of keys of each row of the batch.
-            device: where keys and queries are.
+    @functools.cached_property
+    def by_length(self) -> tuple[list[EqualRows], Tensor]:
+        """Rows that have keys, gathered by length; and what takes their results back in order.
+
+        The second, `[B]`, indexes the groups' rows followed by the rows without keys.
         """
-        starts = [0]
+        device = self.starts.device
+        ends = list(itertools.accumulate(self.lengths))
         rows_by_length: defaultdict[int, list[int]] = defaultdict(list)
-        for row, length in enumerate(lengths):
-            starts.append(starts[-1] + length)
+        for row, length in enumerate(self.lengths):
             rows_by_length[length].append(row)
         empty = rows_by_length.pop(0, [])
-        groups = []
-        for length, rows in sorted(rows_by_length.items()):
-            first = torch.tensor([starts[row] for row in rows])
+        groups, placed = [], []
+        for length, rows in rows_by_length.items():
+            first = torch.tensor([ends[row] - length for row in rows])
             keys = (first[:, None] + torch.arange(length)).flatten()
             groups.append(EqualRows(length, _move(torch.tensor(rows), device), _move(keys, device)))
-        placed = [row for _, rows in sorted(rows_by_length.items()) for row in rows] + empty
-        return cls(
-            lengths=tuple(lengths),
-            starts=_move(torch.tensor(starts, dtype=torch.int32), device),
-            groups=tuple(groups),
-            order=_move(torch.tensor(placed).argsort(), device),
-        )
+            placed += rows
+        return groups, _move(torch.tensor(placed + empty).argsort(), device)
 
 
 def attend_packed(
@@ -162,8 +163,7 @@ def _attend_in_one(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
 
     rows, length = q.shape[:2]
     starts = torch.arange(rows + 1, device=q.device, dtype=torch.int32) * length
-    longest = max(packing.lengths)
-    out = varlen_attn(q.flatten(0, 1), k, v, starts, packing.starts, length, longest)
+    out = varlen_attn(q.flatten(0, 1), k, v, starts, packing.starts, length, packing.longest)
     assert isinstance(out, Tensor)
     return out.unflatten(0, (rows, length))
 
@@ -171,17 +171,16 @@ def _attend_in_one(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
 def _attend_by_length(
     q: Tensor, k: Tensor, v: Tensor, packing: Packing, backend: AttentionBackend
 ) -> Tensor:
-    rows = q.shape[0]
-    if len(set(packing.lengths)) == 1 and packing.groups:
-        k, v = (x.unflatten(0, (rows, packing.lengths[0])) for x in (k, v))
+    if packing.longest and set(packing.lengths) == {packing.longest}:
+        k, v = (x.unflatten(0, (-1, packing.longest)) for x in (k, v))
         return _attend_rows(q, k, v, backend)
+    groups, order = packing.by_length
     parts = []
-    for group in packing.groups:
-        shape = (group.rows.shape[0], group.length)
-        keys, values = (x[group.keys].unflatten(0, shape) for x in (k, v))
+    for group in groups:
+        keys, values = (x[group.keys].unflatten(0, (-1, group.length)) for x in (k, v))
         parts.append(_attend_rows(q[group.rows], keys, values, backend))
     parts.append(torch.zeros_like(q[: packing.lengths.count(0)]))
-    return torch.cat(parts)[packing.order]
+    return torch.cat(parts)[order]
 
 
 def _move(indices: Tensor, device: torch.device) -> Tensor:

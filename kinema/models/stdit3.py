@@ -178,7 +178,7 @@ class STDiT3(nn.Module):
             mask: text tokens to keep, `[B, L]`, True or 1 = keep; a mask of fewer rows is tiled.
                 On the CPU it spares a wait for the GPU. With `skip_y_embedder`: lengths `[B]`.
             x_mask: `[B, T]` bool, True = noised frame, False = clean frame (timestep 0).
-            fps: frames per second, `[B]` or `[1]`.
+            fps: frames per second, `[B]`; fewer rows are tiled.
             height, width: size of the video in pixels, `[B]`; the first sample's count for all.
 
         Returns:
@@ -191,11 +191,12 @@ class STDiT3(nn.Module):
         frames, rows, columns = self.config.token_grid((x.shape[2], x.shape[3], x.shape[4]))
         text, packing = self._encode_text(y.to(dtype), mask, x)
 
-        t = self.t_embedder(timestep) + self.fps_embedder(fps)
+        rate = self.fps_embedder(fps).repeat(len(x) // len(fps), 1)
+        t = self.t_embedder(timestep) + rate
         t_mlp = self._modulation(t)[:, None]  # [B, 1, 6C]
         t0 = None
         if x_mask is not None:
-            t0 = self.t_embedder(torch.zeros_like(timestep)) + self.fps_embedder(fps)
+            t0 = self.t_embedder(torch.zeros_like(timestep)) + rate
             t_mlp = torch.where(x_mask[:, :, None], t_mlp, self._modulation(t0)[:, None])
 
         # fp32 for the sum with positions; then the weights' dtype down the whole residual stream.
@@ -246,7 +247,7 @@ class STDiT3(nn.Module):
         batch, _, length, channels = y.shape
         if channels != self.config.caption_channels:
             raise KinemaError(
-                f"text features are {channels} wide, the model takes {self.config.caption_channels}",
+                f"text is {channels} wide, the model takes {self.config.caption_channels}",
                 where="model.caption_channels",
                 hint="use the text encoder (or embeddings) that the model was made for",
             )

@@ -205,6 +205,8 @@ def test_mask_of_fewer_rows_is_tiled() -> None:
     out = model(**double)
     close(out[:2], model(**given))
     close(out[2:], model(**given))
+    fewer = double | {"fps": torch.tensor([24.0, 8.0])}
+    close(model(**fewer)[2:], model(**given | {"fps": torch.tensor([24.0, 8.0])}))
 
 
 def test_features_of_another_encoder() -> None:
@@ -322,6 +324,20 @@ def test_everything_that_trains_gets_a_gradient(latent: tuple[int, int, int]) ->
         # An image has one frame: there is nothing that queries and keys in time could decide.
         one_key = latent[0] == 1 and name.startswith("temporal") and "_norm" in name
         assert bool(parameter.grad.any()) is not one_key, name
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_in_half_precision(autocast: bool) -> None:
+    exact, model, given = randomised(), randomised(), inputs()
+    model = model if autocast else model.to(torch.bfloat16)
+    exact(**given).square().mean().backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = model(**given)
+    out.square().mean().backward()
+    pairs = zip(exact.named_parameters(), model.parameters(), strict=True)
+    wanted, got = zip(*((p.grad, q.grad) for (_, p), q in pairs if p.requires_grad), strict=True)
+    want, have = (torch.cat([g.float().flatten() for g in grads]) for grads in (wanted, got))
+    assert float((have - want).norm() / want.norm()) < 0.05
 
 
 def test_frozen_caption_projection() -> None:

@@ -18,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint import metadata as metadata_classes
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from kinema.checkpoint.errors import CheckpointError
@@ -28,8 +29,14 @@ def write_optimizer(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     not_tensors = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
     assert not not_tensors, f"numbers belong into state.json: {not_tensors[:3]}"
     writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
-    with _single_process():
-        dcp.save(dict(tensors), storage_writer=writer, no_dist=True)
+    failure: BaseException | None = None
+    try:
+        with _single_process():
+            dcp.save(dict(tensors), storage_writer=writer, no_dist=True)
+    except CheckpointException as error:
+        failure, _ = next(iter(error.failures.values()))
+    if failure is not None:
+        raise failure  # out here: inside the handler it would forget what it came from
 
 
 def read_optimizer(folder: Path, into: Mapping[str, Tensor]) -> None:

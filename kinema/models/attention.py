@@ -149,7 +149,8 @@ def attend_packed(
         q.is_cuda
         and backend in ("auto", "flash")
         and q.dtype in (torch.float16, torch.bfloat16)
-        and q.shape[-1] % 8 == 0  # what the kernel can take; a matter of the model's size
+        and q.shape[-1] % 8 == 0  # the kernel's own limits: heads, which the model's size
+        and torch.cuda.get_device_capability(q.device) >= (8, 0)  # decides, and the GPU
     )
     kernel = "varlen_attn" if in_one else f"by equal lengths, {backend}"
     _announce("text attention", kernel, q.device.type, q.dtype)

@@ -189,7 +189,7 @@ class STDiT3(nn.Module):
         """
         dtype = self._dtype
         frames, rows, columns = self.config.token_grid((x.shape[2], x.shape[3], x.shape[4]))
-        text, packing = self._encode_text(y.to(dtype), mask, x)
+        text, packing = self._encode_text(y, mask, x)
 
         rate = self.fps_embedder(fps).repeat(len(x) // len(fps), 1)
         t = self.t_embedder(timestep) + rate
@@ -243,7 +243,7 @@ class STDiT3(nn.Module):
         """Text tokens packed before they are projected, so that padding costs nothing."""
         if self.config.skip_y_embedder:
             assert mask is not None
-            return y.flatten(0, 1), Packing.of(mask.tolist(), x.device)
+            return y.flatten(0, 1).to(self._dtype), Packing.of(mask.tolist(), x.device)
         batch, _, length, channels = y.shape
         if channels != self.config.caption_channels:
             raise KinemaError(
@@ -261,7 +261,7 @@ class STDiT3(nn.Module):
             if sum(lengths) < keep.numel():
                 kept = keep.flatten().nonzero().squeeze(1)
                 tokens = tokens[kept.to(x.device, non_blocking=True)]
-        return self.y_embedder(tokens), Packing.of(lengths, x.device)
+        return self.y_embedder(tokens.to(self._dtype)), Packing.of(lengths, x.device)
 
     def _unpatchify(self, x: Tensor, grid: tuple[int, int, int], shape: torch.Size) -> Tensor:
         """`[B, T, S, patch * C]` to `[B, C, T, H, W]`, cut to the input's size."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import varlen
 
 from kinema.models import attention
 from kinema.models.attention import Packing, attend, attend_packed
@@ -82,6 +85,30 @@ def test_kernel_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     assert [r.getMessage() for r in caplog.records] == [
         "self-attention on cpu in torch.float32: scaled_dot_product_attention, math"
     ]
+
+
+def test_one_kernel_gets_what_it_expects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call for CUDA, on a stand-in that takes the same arguments."""
+    signature = inspect.signature(varlen.varlen_attn)
+
+    def stand_in(*args: Tensor, **kwargs: Tensor) -> Tensor:
+        a = signature.bind(*args, **kwargs).arguments
+        q_starts, k_starts = a["cu_seq_q"].tolist(), a["cu_seq_k"].tolist()
+        assert a["cu_seq_q"].dtype == a["cu_seq_k"].dtype == torch.int32
+        assert a["max_q"] == max(j - i for i, j in pairwise(q_starts))
+        assert a["max_k"] == max(j - i for i, j in pairwise(k_starts))
+        rows = []
+        for (i, j), (m, n) in zip(pairwise(q_starts), pairwise(k_starts), strict=True):
+            q, k, v = a["query"][None, i:j], a["key"][None, m:n], a["value"][None, m:n]
+            rows.append(reference(q, k, v)[0])
+        return torch.cat(rows)
+
+    monkeypatch.setattr(varlen, "varlen_attn", stand_in)
+    lengths = [4, 1, 2]
+    q, k, v = draw(3, 6, 2, 8), draw(7, 2, 8, seed=1), draw(7, 2, 8, seed=2)
+    packing = Packing.of(lengths, CPU)
+    got = attention._attend_in_one(q, k, v, packing)
+    torch.testing.assert_close(got, attend_packed(q, k, v, packing, backend="auto"))
 
 
 @pytest.mark.gpu

@@ -32,7 +32,7 @@ class DataConfig:
     transform: Literal["resize_crop"] = "resize_crop"
     """How a clip is brought to its bucket's size."""
     num_workers: int = 4
-    """Decoding processes per rank; 0 decodes in the training process (no time limit there)."""
+    """Decoding processes per rank."""
     decode_timeout_s: float = 60.0
     """A clip that takes longer to decode is skipped and reported, in seconds."""
     max_bad_fraction: float = 0.05
@@ -49,8 +49,8 @@ class DataConfig:
                 _check_bucket(f"bucket {name}, {frames} frames", frames, probability, batch_size)
         if self.frame_interval < 1:
             raise ValueError(f"frame_interval is {self.frame_interval}, at least 1 is needed")
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers is {self.num_workers}, at least 0 is needed")
+        if self.num_workers < 1:
+            raise ValueError(f"num_workers is {self.num_workers}, at least 1 is needed")
         if self.decode_timeout_s <= 0:
             raise ValueError(f"decode_timeout_s is {self.decode_timeout_s}, must be above 0")
         if not 0 <= self.max_bad_fraction <= 1:

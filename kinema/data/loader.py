@@ -1,0 +1,254 @@
+"""Micro-batches of pixels for one rank, decoded ahead of need in processes that can be killed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kinema.config.errors import KinemaError
+from kinema.data import draws
+from kinema.data.buckets import Bucket
+from kinema.data.config import DataConfig
+from kinema.data.order import MicroBatch, SampleOrder
+from kinema.media.clip import load_clip, load_image
+from kinema.media.errors import MediaError
+from kinema.media.info import IMAGE_SUFFIXES
+from kinema.media.pool import DecodePool
+from kinema.media.transform import last_crop_start, temporal_crop
+
+IMAGE_FPS = 120.0
+"""What 1.2 tells the model of pictures that do not move."""
+AHEAD = 8
+"""Micro-batches decoded ahead at most."""
+AHEAD_BYTES = 4 << 30
+"""Pixels decoded ahead at most; one micro-batch always is, however large."""
+FEW_ROWS = 100
+"""The fraction of bad rows counts as if at least so many had been asked for."""
+NAMED = 5
+"""Bad files that the last message names."""
+
+
+class Clips(Protocol):
+    """What is read of a manifest."""
+
+    def column(self, name: str) -> NDArray[Any]: ...
+    def text(self, row: int) -> str: ...
+    def path(self, row: int) -> str: ...
+    def absolute_path(self, row: int) -> Path: ...
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """A row left out of a micro-batch because its file could not be used."""
+
+    row: int
+    path: str
+    reason: str
+    """A key of `kinema.media.errors.REASONS`."""
+    message: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one rank trains on at once. Rows that could not be read are left out."""
+
+    video: Tensor
+    """float32 `[B, 3, T, H, W]` in [-1, 1]; B may be 0."""
+    text: list[str]
+    """`[B]`."""
+    fps: Tensor
+    """float32 `[B]`: frames per second as sampled, after `frame_interval`; 120 for images."""
+    rows: NDArray[np.int64]
+    """`[B]` rows of the manifest."""
+    bucket: Bucket
+    weight: float
+    """What its loss counts for, see `MicroBatch.weight`."""
+    skipped: list[SkippedRow]
+
+    @property
+    def num_frames(self) -> int:
+        return self.bucket.frames
+
+    @property
+    def height(self) -> int:
+        return self.bucket.height
+
+    @property
+    def width(self) -> int:
+        return self.bucket.width
+
+    @property
+    def empty(self) -> bool:
+        """No row could be read: there is nothing to compute, yet the rank still takes the step."""
+        return not len(self.rows)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with its pixels and rates on `device`."""
+        return replace(self, video=self.video.to(device), fps=self.fps.to(device))
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """A micro-batch that is being decoded."""
+
+    micro: MicroBatch
+    clips: list[Future[NDArray[np.float32]]]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.micro.rows) * _clip_bytes(self.micro.bucket)
+
+
+class Loader:
+    """The micro-batches of one rank, in the order's order, the same for any number of workers.
+
+    Use it as a context manager: it owns the decode workers.
+    """
+
+    def __init__(
+        self, manifest: Clips, config: DataConfig, order: SampleOrder, *, rank: int = 0
+    ) -> None:
+        """Args:
+        manifest: the clips.
+        config: how they are read.
+        order: which clips, and when; its seed also draws where crops start.
+        rank: whose micro-batches.
+        """
+        self._manifest = manifest
+        self._config = config
+        self._order = order
+        self._rank = rank
+        self._asked = 0
+        self._bad: list[SkippedRow] = []
+        self._total_frames = manifest.column("num_frames")
+        self._fps = manifest.column("fps")
+        self._pool = DecodePool(config.num_workers, config.decode_timeout_s)
+
+    def epoch(self, number: int, start_step: int = 0) -> Iterator[Batch]:
+        """This rank's micro-batches of an epoch, step by step, `accumulation` to a step.
+
+        Raises:
+            KinemaError: more than `max_bad_fraction` of the rows could not be read; names files.
+        """
+        epoch = self._order.epoch(number)
+        positions = (
+            (step, micro)
+            for step in range(start_step, epoch.num_steps)
+            for micro in range(epoch.accumulation)
+        )
+        coming = (epoch.micro_batch(step, self._rank, micro) for step, micro in positions)
+        waiting = next(coming, None)
+        ahead: deque[_Ahead] = deque()
+        try:
+            while ahead or waiting is not None:
+                while waiting is not None and self._has_room(ahead, waiting):
+                    ahead.append(self._start(waiting, number))
+                    waiting = next(coming, None)
+                yield self._finish(ahead.popleft())
+        finally:
+            for batch in ahead:
+                for clip in batch.clips:
+                    clip.cancel()
+
+    @property
+    def skipped(self) -> list[SkippedRow]:
+        """All rows left out so far."""
+        return list(self._bad)
+
+    def close(self) -> None:
+        """End the decode workers."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _has_room(self, ahead: deque[_Ahead], more: MicroBatch) -> bool:
+        if not ahead:
+            return True
+        nbytes = sum(a.nbytes for a in ahead) + len(more.rows) * _clip_bytes(more.bucket)
+        return len(ahead) < AHEAD and nbytes <= AHEAD_BYTES
+
+    def _start(self, micro: MicroBatch, epoch: int) -> _Ahead:
+        return _Ahead(micro, [self._decode(int(row), micro.bucket, epoch) for row in micro.rows])
+
+    def _decode(self, row: int, bucket: Bucket, epoch: int) -> Future[NDArray[np.float32]]:
+        path = self._manifest.absolute_path(row)
+        size, transform = (bucket.height, bucket.width), self._config.transform
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            return self._pool.submit(load_image, path, size, transform)
+        indices = self._crop(row, bucket.frames, epoch)
+        return self._pool.submit(load_clip, path, indices, size, transform)
+
+    def _crop(self, row: int, num_frames: int, epoch: int) -> list[int]:
+        """Frames of this row in this epoch; the start depends on (seed, epoch, row) alone."""
+        total, interval = int(self._total_frames[row]), self._config.frame_interval
+        draw = draws.uniform(draws.key(self._order.seed, "temporal crop", epoch), row)
+        start = int(draw[0] * (last_crop_start(total, num_frames, interval) + 1))
+        return temporal_crop(total, num_frames, interval, start)
+
+    def _finish(self, ahead: _Ahead) -> Batch:
+        """Wait for the clips; those that failed are left out and counted."""
+        micro, bucket = ahead.micro, ahead.micro.bucket
+        shape = (3, bucket.frames, bucket.height, bucket.width)
+        video = torch.empty(len(micro.rows), *shape)
+        rows: list[int] = []
+        skipped: list[SkippedRow] = []
+        for row, clip in zip(micro.rows.tolist(), ahead.clips, strict=True):
+            try:
+                video[len(rows)] = torch.from_numpy(clip.result())
+                rows.append(row)
+            except MediaError as error:
+                name = self._manifest.path(row)
+                skipped.append(SkippedRow(row, name, error.reason, error.what))
+        ahead.clips.clear()  # their pixels are copied
+        self._count(len(micro.rows), skipped)
+        return Batch(
+            video=video[: len(rows)],
+            text=[self._manifest.text(row) for row in rows],
+            fps=torch.tensor([self._sampled_fps(row) for row in rows], dtype=torch.float32),
+            rows=np.array(rows, dtype=np.int64),
+            bucket=bucket,
+            weight=micro.weight,
+            skipped=skipped,
+        )
+
+    def _sampled_fps(self, row: int) -> float:
+        fps = float(self._fps[row])
+        if not np.isfinite(fps) or fps <= 0:  # images, and videos of one frame without duration
+            return IMAGE_FPS
+        return fps / self._config.frame_interval
+
+    def _count(self, asked: int, skipped: list[SkippedRow]) -> None:
+        self._asked += asked
+        self._bad.extend(skipped)
+        limit = self._config.max_bad_fraction
+        if len(self._bad) > limit * max(self._asked, FEW_ROWS):
+            files = "".join(f"\n  {bad.path}: {bad.message}" for bad in self._bad[-NAMED:])
+            raise KinemaError(
+                f"{len(self._bad)} of {self._asked} clips could not be read, more than "
+                f"max_bad_fraction={limit:g}; the last ones:{files}",
+                where=f"rank {self._rank}",
+                hint="run `kinema data check` on the manifest, or raise data.max_bad_fraction",
+            )
+
+
+def _clip_bytes(bucket: Bucket) -> int:
+    return 3 * bucket.frames * bucket.height * bucket.width * 4

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
@@ -104,6 +105,16 @@ def test_no_stderr_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bar.done == 1
 
 
+def read_all(terminal: int) -> str:
+    """What was written to a pseudo-terminal whose other end is closed; it comes in pieces."""
+    pieces = []
+    with contextlib.suppress(OSError):  # how its end is told
+        while piece := os.read(terminal, 1 << 16):
+            pieces.append(piece)
+    os.close(terminal)
+    return b"".join(pieces).decode()
+
+
 def test_bar_on_a_terminal_and_lines_of_a_second_one() -> None:
     reader, writer = pty.openpty()
     with os.fdopen(writer, "w") as stream:
@@ -115,9 +126,7 @@ def test_bar_on_a_terminal_and_lines_of_a_second_one() -> None:
                 clock.now += 6
                 inner.advance()
             outer.advance()
-        stream.flush()
-        text = os.read(reader, 1 << 16).decode()
-    os.close(reader)
+    text = read_all(reader)
     assert "outer [x]" in text
     assert "a [bold] name.mp4" in text
     assert "inner: 1/1 item" in text

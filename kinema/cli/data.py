@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,8 +28,9 @@ Workers = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    if importlib.util.find_spec("kinema.cli.data_order"):
-        importlib.import_module("kinema.cli.data_order")
+    from kinema.cli import data_order  # its commands join `data_app`
+
+    assert data_order
     app.add_typer(data_app, name="data")
 
 

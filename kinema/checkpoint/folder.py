@@ -134,12 +134,22 @@ class Checkpoint:
         module: nn.Module,
         which: Literal["model", "ema"] = "model",
         *,
+        allow_new: Sequence[str] = (),
+        allow_unexpected: Sequence[str] = (),
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> LoadReport:
         """Fill a module strictly, as `load_weights` does."""
         self._require(which)
-        return load_weights(module, self.path, section=which, dtype=dtype, device=device)
+        return load_weights(
+            module,
+            self.path,
+            section=which,
+            allow_new=allow_new,
+            allow_unexpected=allow_unexpected,
+            dtype=dtype,
+            device=device,
+        )
 
     def load_optimizer(self, into: Mapping[str, Tensor]) -> None:
         """Fill the tensors of `into` in place; names and shapes must be those saved."""

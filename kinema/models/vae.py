@@ -80,8 +80,8 @@ class VideoVAE(nn.Module):
     """Videos `[B, 3, T, H, W]` in [-1, 1] to latents `[B, C, t, h, w]` and back.
 
     A video is cut into chunks of `micro_frame_size` frames that know nothing of each other, so the
-    memory of a call is that of one chunk plus its result. Encoding draws nothing by itself: noise
-    or a generator is handed in, and without either the posterior's means are taken.
+    memory of a call is that of one chunk plus its result. Nothing is drawn from global state: noise
+    or a generator is handed in, and without either the posteriors' means are taken.
     """
 
     shift: Tensor
@@ -100,19 +100,13 @@ class VideoVAE(nn.Module):
         self.register_buffer("scale", torch.tensor(config.scale).view(1, -1, 1, 1, 1))
         self.register_buffer("shift", torch.tensor(config.shift).view(1, -1, 1, 1, 1))
 
-    def encode(
-        self,
-        video: Tensor,
-        *,
-        noise: Noise = (None, None),
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def encode(self, video: Tensor, *, noise: Noise | torch.Generator | None = None) -> Tensor:
         """Latents of a video, normalised to about zero mean and unit variance.
 
         Args:
             video: `[B, 3, T, H, W]` in [-1, 1], any floating-point dtype.
-            noise: see `Noise`.
-            generator: draws the noise instead (on its own device, in float32).
+            noise: of the posteriors, or the generator that draws it (on the generator's device, in
+                float32). None: no noise, the posteriors' means.
 
         Returns:
             float32 `[B, C, *config.latent_size(T, H, W)]`.
@@ -120,7 +114,7 @@ class VideoVAE(nn.Module):
         Raises:
             KinemaError: the frames are smaller than one latent position.
         """
-        spatial_noise, temporal_noise = self._noise(video, noise, generator)
+        spatial_noise, temporal_noise = self._noise(video, noise)
         latents = []
         for frames, latent_frames in self._chunks(video.shape[2]):
             x = self.spatial_vae.encode(video[:, :, frames], _cut(spatial_noise, frames))
@@ -149,18 +143,12 @@ class VideoVAE(nn.Module):
         assert video is not None
         return video
 
-    def forward(
-        self,
-        video: Tensor,
-        *,
-        noise: Noise = (None, None),
-        generator: torch.Generator | None = None,
-    ) -> VAEOutput:
+    def forward(self, video: Tensor, *, noise: Noise | torch.Generator | None = None) -> VAEOutput:
         """Encode and decode for training; arguments as for `encode`.
 
         Shift and scale play no part here: they are measured when training is done.
         """
-        spatial_noise, temporal_noise = self._noise(video, noise, generator)
+        spatial_noise, temporal_noise = self._noise(video, noise)
         spatial_posteriors, posteriors, latents_2d, latents = [], [], [], []
         for frames, latent_frames in self._chunks(video.shape[2]):
             spatial_posteriors.append(self.spatial_vae.posterior(video[:, :, frames]))
@@ -242,7 +230,7 @@ class VideoVAE(nn.Module):
             yield slice(start, stop), slice(latent_start, latent_stop)
             latent_start = latent_stop
 
-    def _noise(self, video: Tensor, noise: Noise, generator: torch.Generator | None) -> Noise:
+    def _noise(self, video: Tensor, noise: Noise | torch.Generator | None) -> Noise:
         """Check the size and settle the noise, all at once so that chunks do not change it."""
         batch, channels, frames, height, width = video.shape
         assert channels == 3, f"a video is [B, 3, T, H, W], not {tuple(video.shape)}"
@@ -253,16 +241,15 @@ class VideoVAE(nn.Module):
                 f"{stride}x{stride} pixels",
                 where="video VAE",
             )
-        if generator is None:
-            return noise
-        assert noise == (None, None), "give noise or a generator, not both"
+        if not isinstance(noise, torch.Generator):
+            return noise or (None, None)
         t, h, w = self.config.latent_size(frames, height, width)
         shapes = (
             (batch, self.config.vae_2d.latent_channels, frames, h, w),
             (batch, self.config.latent_channels, t, h, w),
         )
         spatial, temporal = (
-            torch.randn(shape, generator=generator, device=generator.device).to(video.device)
+            torch.randn(shape, generator=noise, device=noise.device).to(video.device)
             for shape in shapes
         )
         return spatial, temporal

@@ -122,9 +122,9 @@ def test_micro_batches_change_memory_not_the_result() -> None:
     whole, parts = build(tiny(micro_batch_size=None)), build(tiny(micro_batch_size=2))
     clip = video(batch=2)
     with torch.no_grad():
-        z = whole.encode(clip, generator=torch.Generator().manual_seed(3))
+        z = whole.encode(clip, noise=torch.Generator().manual_seed(3))
         assert torch.allclose(
-            z, parts.encode(clip, generator=torch.Generator().manual_seed(3)), atol=1e-6
+            z, parts.encode(clip, noise=torch.Generator().manual_seed(3)), atol=1e-6
         )
         assert torch.allclose(whole.decode(z, 7), parts.decode(z, 7), atol=1e-6)
 
@@ -157,8 +157,8 @@ def test_encode_draws_nothing_by_itself() -> None:
         before = torch.get_rng_state()
         mean = vae.encode(clip)
         assert torch.equal(mean, vae.encode(clip))
-        first = vae.encode(clip, generator=torch.Generator().manual_seed(5))
-        assert torch.equal(first, vae.encode(clip, generator=torch.Generator().manual_seed(5)))
+        first = vae.encode(clip, noise=torch.Generator().manual_seed(5))
+        assert torch.equal(first, vae.encode(clip, noise=torch.Generator().manual_seed(5)))
         assert torch.equal(before, torch.get_rng_state())
     assert not torch.allclose(mean, first)
 
@@ -179,12 +179,12 @@ def test_frames_smaller_than_a_latent_position() -> None:
 def test_training_forward() -> None:
     vae = build(tiny()).train()
     clip = video(batch=2)
-    out = vae(clip, generator=torch.Generator().manual_seed(0))
+    out = vae(clip, noise=torch.Generator().manual_seed(0))
     assert out.video.shape == clip.shape
     assert out.posterior.mean.shape == out.z.shape == (2, 4, 3, 4, 3)
     assert out.spatial_posterior.mean.shape == out.spatial_latents_rec.shape == (2, 4, 7, 4, 3)
     # the same pass as encode and decode, but for shift and scale
-    z = vae.encode(clip, generator=torch.Generator().manual_seed(0))
+    z = vae.encode(clip, noise=torch.Generator().manual_seed(0))
     assert torch.allclose(out.z, z * vae.scale + vae.shift, atol=1e-5)
     assert torch.allclose(out.video, vae.decode(z, 7), atol=1e-5)
     loss = (out.video - clip).abs().mean()
@@ -196,7 +196,7 @@ def test_training_forward() -> None:
 def test_frozen_2d_part_passes_gradients_on() -> None:
     vae = build(tiny()).train()
     vae.freeze_spatial()
-    out = vae(video(), generator=torch.Generator().manual_seed(0))
+    out = vae(video(), noise=torch.Generator().manual_seed(0))
     out.video.abs().mean().backward()
     assert not out.spatial_latents.requires_grad
     assert all(p.grad is None for p in vae.spatial_vae.parameters())

@@ -23,7 +23,7 @@ def components(
 
     Args:
         run: the run folder.
-        vae_weights: file of the frozen autoencoder's weights.
+        vae_weights: file or checkpoint of the frozen autoencoder.
         sizes: shapes trained at, the most frequent first.
         fps: frame rate of the data.
     """

@@ -46,3 +46,13 @@ def bucket_cost(recipe: TrainRecipe) -> Callable[[Shape], float]:
         return passes * (vae.encode_flops(*size) + vae.decode_flops(*size))
 
     return text_to_video if isinstance(recipe.task, TextToVideoTask) else autoencoder
+
+
+def tokens_per_clip(recipe: TrainRecipe) -> Callable[[Shape], int] | None:
+    """Tokens that the transformer sees of one clip of a bucket; None where none trains."""
+    model, vae = recipe.model, recipe.vae
+    if model is None:
+        return None
+    return lambda bucket: model.num_tokens(
+        vae.latent_size(bucket.frames, bucket.height, bucket.width)
+    )

@@ -1,3 +1,112 @@
-"""The data of a run as the loop takes it: micro-batches by position."""
+"""The data of a run as the loop takes it: micro-batches by position, and what there is to say."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from torch import Tensor
+
+from kinema.data.buckets import Bucket, BucketTable
+from kinema.data.loader import Batch, Loader
+from kinema.data.manifest import Manifest
+from kinema.data.order import SampleOrder
+from kinema.data.plan import Plan, make_plan
+from kinema.generation.config import TrainedSize
+from kinema.parallel.world import World
+from kinema.training.config import TrainRecipe
+from kinema.training.cost import bucket_cost, tokens_per_clip
+
+MEASURED_MICRO_BATCHES = 16
+"""How many micro-batches statistics of the latents are taken from."""
+
+
+class Feed:
+    """Manifest, order and loader of one rank."""
+
+    def __init__(self, recipe: TrainRecipe, manifest: Manifest, world: World) -> None:
+        self._recipe = recipe
+        self._manifest = manifest
+        self._world = world
+        self._table = BucketTable.from_config(recipe.data)
+        self.order = self._order(world.size, recipe.accumulation)
+        self._loader: Loader | None = None
+
+    def _order(self, world_size: int, accumulation: int) -> SampleOrder:
+        return SampleOrder(
+            self._manifest,
+            self._table,
+            bucket_cost(self._recipe),
+            seed=self._recipe.seed,
+            world_size=world_size,
+            accumulation=accumulation,
+        )
+
+    def epoch(self, number: int, start: int) -> tuple[int, Iterator[Batch]]:
+        """Number of steps of an epoch, and this rank's micro-batches from step `start` on."""
+        if self._loader is None:
+            self._loader = Loader(
+                self._manifest, self._recipe.data, self.order, rank=self._world.rank
+            )
+        return self.order.epoch(number).num_steps, self._loader.epoch(number, start)
+
+    def first_videos(self) -> Iterator[Tensor]:
+        """A few videos `[B, 3, T, H, W]` on the device, the same at each call and on any number
+        of ranks."""
+        order = self._order(world_size=1, accumulation=1)
+        config = replace(self._recipe.data, num_workers=1)
+        with Loader(self._manifest, config, order) as loader:
+            for batch in islice(loader.epoch(0), MEASURED_MICRO_BATCHES):
+                if not batch.empty:
+                    yield batch.video.to(self._world.device)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._loader is not None:
+            self._loader.close()
+
+    @property
+    def labels(self) -> list[str]:
+        """Every resolution and length of the recipe, as the log names them."""
+        return list(dict.fromkeys(bucket_label(b) for b in self._table.buckets))
+
+    def path(self, row: int) -> str:
+        """The file of a row."""
+        return self._manifest.path(row)
+
+    def make_plan(self) -> Plan:
+        """What the first epoch will be.
+
+        Raises:
+            NoMicroBatchesError: no clip trains; says why.
+        """
+        return make_plan(self._manifest, self.order, tokens=tokens_per_clip(self._recipe))
+
+    def trained_sizes(self) -> tuple[TrainedSize, ...]:
+        """Shapes of the first epoch, the most frequent first."""
+        buckets = sorted(self.make_plan().buckets, key=lambda b: -b.samples)
+        return tuple(
+            TrainedSize(width=b.width, height=b.height, num_frames=b.num_frames) for b in buckets
+        )
+
+    def fps(self) -> float:
+        """Median frame rate of the data, after frame skipping."""
+        rates = self._manifest.column("fps")[self._manifest.kept]
+        rates = rates[np.isfinite(rates)]
+        return float(np.median(rates)) / self._recipe.data.frame_interval if rates.size else 24.0
+
+
+def bucket_label(bucket: Bucket) -> str:
+    """Name of a resolution and length in the log: `480p-51f`."""
+    return f"{bucket.resolution}-{bucket.frames}f"

@@ -15,15 +15,15 @@ from torch import Tensor
 from kinema.checkpoint.run import prune, save_checkpoint
 from kinema.config.errors import KinemaError
 from kinema.config.recipe import dump_recipe
-from kinema.data.buckets import Bucket
 from kinema.data.loader import Batch
 from kinema.parallel.gradients import GradientMean
 from kinema.parallel.world import World
-from kinema.telemetry.run_log import RunLog
+from kinema.telemetry.run_log import RunLog, say
 from kinema.telemetry.spans import Spans
 from kinema.training import nonfinite
 from kinema.training.config import TrainRecipe
 from kinema.training.draws import Draws
+from kinema.training.feed import bucket_label
 from kinema.training.schedule import learning_rate
 from kinema.training.state import TrainState
 from kinema.training.stop import StopRequest
@@ -38,6 +38,11 @@ scale, 65536, this many in a row come down to 6e-5: no loss is that large, so so
 
 class Data(Protocol):
     """Where the loop gets its micro-batches and their names from."""
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of all buckets as the log has them, the same on every rank."""
+        ...
 
     def epoch(self, number: int, start: int) -> tuple[int, Iterator[Batch]]:
         """Number of steps of an epoch, and this rank's micro-batches from step `start` on."""
@@ -116,7 +121,7 @@ class Trainer:
         self._on_preview = on_preview
         self._gradients = GradientMean(state.trained.values(), world)
         self._dtype = DTYPES[recipe.precision]
-        self._keys = _keys(recipe, task)
+        self._keys = _keys(data.labels, task.parts)
         self._skipped = 0  # updates in a row that fp16 overflow has cost
         self._saved_step = saved_step
         self._window_start = time.perf_counter()
@@ -141,6 +146,7 @@ class Trainer:
             for index in range(start, num_steps):
                 updated, stopped = self.train_step(batches, epoch, index)
                 state.position = (epoch, index + 1) if index + 1 < num_steps else (epoch + 1, 0)
+                state.epoch = epoch
                 if updated:
                     self._after_update()
                 if stopped or self._finished():
@@ -197,9 +203,9 @@ class Trainer:
             with self._spans("data"):
                 batch = next(batches).to(self._world.device)
             self._gradients.expect(last=i == self.recipe.accumulation - 1)
-            if len(batch.rows):
-                draws = self._draws(epoch, index, i)
-                micros.append(self._forward_backward(batch, draws))
+            self._report_unreadable(batch)
+            if not batch.empty:
+                micros.append(self._forward_backward(batch, self._draws(epoch, index, i)))
         with self._spans("reduce"):
             own_norm = self._gradients.finish()
 
@@ -225,7 +231,7 @@ class Trainer:
         with torch.autocast(device, dtype=self._dtype if mixed else None, enabled=mixed):
             report = self._task.loss(self.state.model, batch, draws)
         with self._spans("backward"):
-            loss = report.loss / self.recipe.accumulation
+            loss = report.loss * (batch.weight / self.recipe.accumulation)
             self.state.scaler.scale(loss).backward()
         return _Micro(batch, report.loss.detach(), report.parts)
 
@@ -235,6 +241,8 @@ class Trainer:
         losses = [float(m.loss) for m in micros]
         seen = dict.fromkeys(self._keys, 0.0)
         for micro, loss in zip(micros, losses, strict=True):
+            if not micro.batch.weight:  # stands a second time, to fill up the step
+                continue
             label = bucket_label(micro.batch.bucket)
             seen[f"loss/{label}"] += loss
             seen[f"count/{label}"] += 1
@@ -293,12 +301,21 @@ class Trainer:
 
     # What is written
 
+    def _report_unreadable(self, batch: Batch) -> None:
+        for bad in batch.skipped:
+            text = f"left out {bad.path}: {bad.message}"
+            if self._log is not None:
+                self._log.event(text, row=bad.row)
+            else:
+                say(f"rank {self._world.rank}: {text}")
+
     def _write_record(self) -> dict[str, Any]:
         state, now = self.state, time.perf_counter()
-        seconds, self._window_start = now - self._window_start, now
+        passed, self._window_start = now - self._window_start, now
         phases = self._spans.take()
+        seconds = passed - phases.get("save", 0.0)
         lr = learning_rate(self.recipe.optim.schedule, self.recipe.optim.lr, state.step - 1)
-        record = {"step": state.step, "epoch": state.position[0], **state.window.record()}
+        record = {"step": state.step, "epoch": state.epoch, **state.window.record()}
         record |= {
             "lr": lr,
             "samples_per_s": state.window.samples / seconds,
@@ -338,9 +355,11 @@ class Trainer:
         self._task.finalise(state.model, self._data.first_videos)
         checkpoint = save_checkpoint(
             self._run,
-            state.position[0],
+            state.epoch,
             state.step,
-            **state.sections(),
+            model=state.model.state_dict(),
+            ema=state.average(),
+            optimizer=state.optimizer_tensors(),
             state={**state.values(), **self._about},
             components=self._components,
             recipe=dump_recipe(recipe),
@@ -351,16 +370,10 @@ class Trainer:
             prune(self._run, recipe.keep_checkpoints)
 
 
-def bucket_label(bucket: Bucket) -> str:
-    """Name of a resolution and length in the log: `480p-51f`."""
-    return f"{bucket.resolution}-{bucket.frames}f"
-
-
-def _keys(recipe: TrainRecipe, task: Task) -> list[str]:
+def _keys(labels: list[str], parts: tuple[str, ...]) -> list[str]:
     """Names of the numbers that ranks sum at each step, the same on every rank."""
-    labels = [f"{r}-{n}f" for r, lengths in recipe.data.buckets.items() for n in lengths]
     return [
         *(f"{kind}/{label}" for label in labels for kind in ("loss", "count")),
-        *(f"part/{name}" for name in task.parts),
+        *(f"part/{name}" for name in parts),
         *("samples", "unreadable", "bad losses", "bad gradients", "stop"),
     ]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from kinema.checkpoint.run import Checkpoint
+from kinema.checkpoint.run import Checkpoint, resolve_weights
 from kinema.checkpoint.weights import load_weights
 from kinema.config.errors import ConfigError, KinemaError
 from kinema.config.settings import to_dict
@@ -87,17 +86,17 @@ def load_frozen_vae(recipe: TrainRecipe, device: torch.device) -> FrozenVAE:
             torch.manual_seed(recipe.seed)
             network, path = build_vae(recipe.vae), None
     else:
-        path = _vae_file(Path(recipe.vae_weights), recipe.vae)
+        path = _vae_weights(Path(recipe.vae_weights), recipe.vae)
         with torch.device("meta"):
             network = build_vae(recipe.vae)
         load_weights(network, path, device=device)
     return FrozenVAE(network.to(device).eval().requires_grad_(False), path)
 
 
-def _vae_file(path: Path, config: VideoVAEConfig) -> Path:
-    """The weights file behind a path; a checkpoint must have the recipe's settings."""
-    plain_folder = any(path.glob("*.safetensors*")) and not (path / "state.json").exists()
-    if not path.is_dir() or plain_folder:
+def _vae_weights(path: Path, config: VideoVAEConfig) -> Path:
+    """The weights behind a path; a checkpoint must have the recipe's settings."""
+    path = resolve_weights(path)
+    if not (path / "state.json").is_file():
         return path.absolute()
     checkpoint = Checkpoint.open(path, sections=("model",))
     found = checkpoint.components.get("vae", {}).get("config")
@@ -115,7 +114,7 @@ def _vae_file(path: Path, config: VideoVAEConfig) -> Path:
                 where=str(checkpoint.path),
                 hint="give the recipe the `vae` settings that the autoencoder was trained with",
             )
-    return checkpoint.path.absolute() / "model.safetensors"
+    return path.absolute()
 
 
 def text_source(recipe: TrainRecipe, manifest: Manifest) -> TextSource:
@@ -150,9 +149,7 @@ def start_from_weights(
     Raises:
         KinemaError: weights of another model.
     """
-    options: dict[str, Any] = {"allow_new": allow_new, "allow_unexpected": allow_unexpected}
-    ours = path.is_dir() and ((path / "state.json").exists() or (path / "recipe.yaml").exists())
-    if ours:
-        checkpoint = Checkpoint.open(path, sections=("model",))
-        return str(checkpoint.load_model(model, "model", **options))
-    return str(load_weights(model, path, **options))
+    report = load_weights(
+        model, resolve_weights(path), allow_new=allow_new, allow_unexpected=allow_unexpected
+    )
+    return str(report)

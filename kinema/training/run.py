@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from kinema.checkpoint.run import Checkpoint, clean_leftovers, latest, new_run_folder
+from kinema.checkpoint.folder import checkpoint_folders
+from kinema.checkpoint.run import Checkpoint, clean_leftovers, new_run_folder
 from kinema.config.errors import ConfigError, KinemaError
 from kinema.config.recipe import load_recipe
 from kinema.data.manifest import Manifest
+from kinema.data.plan import render_plan
 from kinema.parallel.world import World, open_world
 from kinema.telemetry.run_log import RunLog, say
 from kinema.telemetry.spans import Spans
@@ -156,7 +158,7 @@ def train(
             components=components(
                 recipe, run, vae_weights=vae_weights, sizes=feed.trained_sizes(), fps=feed.fps()
             ),
-            saved_step=previous.checkpoint.step if continued and previous.checkpoint else None,
+            saved_step=state.step if continued and state.step else None,
             on_step=on_step,
         )
         finished = trainer.run()
@@ -178,21 +180,35 @@ def _previous(recipe: TrainRecipe, start: Start, world: World) -> _Previous | No
     if world.is_main and not start.from_scratch:
         notes += clean_leftovers(run)
     world.barrier()
-    checkpoint = Checkpoint.open(start.load) if start.load != run else latest(run)
-    if checkpoint is None:
+    if start.load == run and not checkpoint_folders(run):
         # Killed before its first save: a restart by a script must not need another command.
         notes.append(f"no checkpoint in {run} yet: beginning at step 0")
-    else:
-        notes += checkpoint.warnings
-        if not start.from_scratch and (newest := latest(run)) and newest.step > checkpoint.step:
-            raise KinemaError(
-                f"the run has a newer checkpoint, of step {newest.step}; going on from step "
-                f"{checkpoint.step} in the same folder would mix the two",
-                where=str(checkpoint.path),
-                hint=f"--load {run}, or --ckpt-path {checkpoint.path} for a new run, or move the "
-                "newer ones away",
-            )
+        return _Previous(run, None, changed, notes)
+    checkpoint = Checkpoint.open(start.load)
+    notes += checkpoint.warnings
+    world.barrier()  # all have found it before newer ones are moved
+    if world.is_main and not start.from_scratch:
+        notes += _set_newer_aside(run, checkpoint)
     return _Previous(run, checkpoint, changed, notes)
+
+
+def _set_newer_aside(run: Path, checkpoint: Checkpoint) -> list[str]:
+    """Move checkpoints of later steps out of the way of a run that goes back."""
+    lines = []
+    for folder in checkpoint_folders(run):
+        if folder == checkpoint.path or _step_of(folder) <= checkpoint.step:
+            continue
+        aside = run / "set-aside" / folder.name
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}-again")
+        aside.parent.mkdir(exist_ok=True)
+        folder.rename(aside)
+        lines.append(f"moved {folder.name} to set-aside/: the run goes on from an earlier step")
+    return lines
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.rpartition("global_step")[2])
 
 
 def _run_of(path: Path) -> Path:
@@ -216,7 +232,7 @@ def _read_manifest(recipe: TrainRecipe) -> Manifest:
         raise ConfigError(
             "no manifest is named", where="data.path", hint="--data-path clips.parquet"
         )
-    manifest = Manifest.read(recipe.data.path, recipe.data.root)
+    manifest = Manifest.read(recipe.data.path, data_root=recipe.data.root)
     if isinstance(recipe.task, TextToVideoTask):
         manifest.require_captions()
     return manifest
@@ -266,8 +282,8 @@ def _describe(
     step: int,
 ) -> None:
     source = start.load or start.ckpt_path
-    entry = {"step": step, "loaded": str(source) if source else None}
-    entry["changed"] = {k: list(v) for k, v in previous.changed.items()} if previous else {}
+    changed = {k: list(v) for k, v in previous.changed.items()} if previous else {}
+    entry = {"step": step, "loaded": str(source) if source else None, "changed": changed}
     describe(run, recipe, about, entry)
 
 
@@ -281,7 +297,7 @@ def _open_log(run: Path, recipe: TrainRecipe, resume_step: int | None) -> RunLog
 def _announce(
     log: RunLog, recipe: TrainRecipe, feed: Feed, state: TrainState, notes: list[str]
 ) -> None:
-    say(feed.plan())
+    say(render_plan(feed.make_plan()))
     for note in notes:
         log.event(note)
     numbers = sum(p.numel() for p in state.model.parameters())

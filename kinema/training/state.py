@@ -38,6 +38,7 @@ class TrainState:
 
     Attributes:
         step: optimizer updates made.
+        epoch: of the last update, from 0.
         position: epoch and step of the epoch that come next.
     """
 
@@ -47,6 +48,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     order: SampleOrder
     step: int = 0
+    epoch: int = 0
     position: tuple[int, int] = (0, 0)
     window: Window = field(default_factory=Window)
 
@@ -55,13 +57,12 @@ class TrainState:
         """The parameters that the optimizer updates."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
-    def sections(self) -> dict[str, Mapping[str, Tensor] | None]:
-        """Tensors by section, as `save_checkpoint` takes them."""
-        return {
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else None,
-            "optimizer": optimizer_tensors(self.optimizer, self.trained),
-        }
+    def average(self) -> Mapping[str, Tensor] | None:
+        """The average as a whole state dict."""
+        return None if self.ema is None else self.ema.state_dict()
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        return optimizer_tensors(self.optimizer, self.trained)
 
     def values(self) -> dict[str, Any]:
         """The rest, as JSON."""
@@ -84,6 +85,7 @@ class TrainState:
         if data_position:
             self.position = self.order.restore(values["data"])
             self.window = Window.from_state(values["window"])
+            self.epoch = checkpoint.epoch
         self.step = checkpoint.step
         checkpoint.load_model(self.model, "model")
         if self.ema is not None:
@@ -93,8 +95,8 @@ class TrainState:
                     where=str(checkpoint.path),
                     hint="--ckpt-path takes the weights only and starts a new average",
                 )
-            average = dict(iterate_tensors(checkpoint.path / "ema.safetensors"))
+            average = dict(iterate_tensors(checkpoint.path, section="ema"))
             self.ema.load_state_dict(average, where=str(checkpoint.path))
-        checkpoint.load_optimizer(optimizer_tensors(self.optimizer, self.trained))
+        checkpoint.load_optimizer(self.optimizer_tensors())
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(values["scaler"])

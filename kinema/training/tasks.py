@@ -60,7 +60,7 @@ class TextToVideo:
         spans: takes the time of encoding.
     """
 
-    parts = ()
+    parts: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Autoencoder:
     2D latents, added.
     """
 
-    parts = ("l1", "kl")
+    parts: tuple[str, ...] = ("l1", "kl")
 
     def __init__(self, recipe: TrainRecipe, spans: Spans) -> None:
         assert isinstance(recipe.task, VAETask)
@@ -137,7 +137,7 @@ class Autoencoder:
     def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> LossReport:
         assert isinstance(model, VideoVAE)
         with self._spans("forward"):
-            output = model(batch.video, generator=draws.generator("posterior"))
+            output = model(batch.video, noise=draws.generator("posterior"))
             l1 = (output.video.float() - batch.video.float()).abs().mean()
             kl = output.posterior.kl().sum() / output.posterior.mean.numel()
             kl = kl + output.spatial_posterior.kl().sum() / output.spatial_posterior.mean.numel()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -190,7 +191,7 @@ def _message(error: dict[str, Any]) -> str:
         context = error.get("ctx", {})
         expected = str(context.get("expected_tags") or context.get("expected") or "a 'type'")
         wrong = context.get("tag", value)
-        near = get_close_matches(str(wrong), [p.strip(" '") for p in expected.split(",")], n=1)
+        near = get_close_matches(str(wrong), re.findall(r"'([^']*)'", expected), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         if kind == "union_tag_not_found":
             return f"needs a key 'type' that says which kind it is{hint}"

@@ -31,6 +31,7 @@ class Wide:
 class Whole:
     model: Annotated[Small | Wide, Field(discriminator="type")]
     name: str | None = None
+    mode: Literal["fast", "careful"] = "fast"
     buckets: dict[str, dict[int, tuple[float, int | None]]] = Field(default_factory=dict)
 
 
@@ -63,6 +64,8 @@ def test_is_frozen() -> None:
         ({"model": {"type": "small", "depth": True}}, "model.depth"),
         ({"model": {"type": "small", "depth": 0}}, "depth=0: a model needs at least one block"),
         ({"model": {"type": "small", "patch": [1, 2]}}, "model.patch"),
+        ({"model": {"type": "small"}, "mode": "carefull"}, "mode: 'carefull' is not one of"),
+        ({"model": {"type": "small"}, "mode": "carefull"}, "did you mean 'careful'?"),
         ({}, "model: this key is required"),
         ({"model": {"type": "small"}, "buckets": {"144p": {"51": ["x", 1]}}}, "buckets.144p.51.0"),
         ({"model": {"type": "small"}, "buckets": {"a": {"five": [1.0, 1]}}}, "buckets.a.five"),

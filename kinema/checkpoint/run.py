@@ -14,6 +14,7 @@ import platform
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -200,14 +201,17 @@ def _write_sections(
     components: Mapping[str, Any],
     recipe: str | None,
 ) -> dict[str, dict[str, FileRecord]]:
-    sections = {"model": write_weights(folder / "model.safetensors", model)}
-    if ema is not None:
-        sections["ema"] = write_weights(folder / "ema.safetensors", ema)
-    if optimizer is not None:
-        write_optimizer(folder / "optimizer", optimizer)
-        files = sorted(p for p in (folder / "optimizer").rglob("*") if p.is_file())
-        sections["optimizer"] = {str(p.relative_to(folder)): read_record(p) for p in files}
-        fsync(folder / "optimizer")
+    weights = {"model": model} | ({} if ema is None else {"ema": ema})
+    sections = {}
+    # Side by side, because hashing a section takes longer than a good disk takes to write it.
+    with ThreadPoolExecutor(len(weights)) as pool:
+        jobs = {
+            section: pool.submit(write_weights, folder / f"{section}.safetensors", tensors)
+            for section, tensors in weights.items()
+        }
+        if optimizer is not None:
+            sections["optimizer"] = _write_optimizer(folder, optimizer)
+        sections |= {section: job.result() for section, job in jobs.items()}
     description = {"components.json": json.dumps(dict(components), indent=1)}
     if recipe is not None:
         description["recipe.yaml"] = recipe
@@ -215,6 +219,14 @@ def _write_sections(
         name: write_text(folder / name, text) for name, text in description.items()
     }
     return sections
+
+
+def _write_optimizer(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, FileRecord]:
+    write_optimizer(folder / "optimizer", tensors)
+    files = sorted(p for p in (folder / "optimizer").rglob("*") if p.is_file())
+    for path in (*files, folder / "optimizer"):
+        fsync(path)
+    return {str(path.relative_to(folder)): read_record(path) for path in files}
 
 
 def _put_in_place(folder: Path, final: Path) -> None:

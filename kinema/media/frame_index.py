@@ -119,6 +119,8 @@ def _index_packets(video: OpenVideo) -> FrameIndex:
         durations.append(packet.duration or 0)
     if not times:
         raise MediaError("zero_duration" if discarded else "no_frames", video.path)
+    if video.container.format.name == "avi" and stream.codec_context.has_b_frames:
+        times = [None] * len(times)  # AVI holds no presentation times, FFmpeg's guesses are wrong
     return _sorted_index(times, key_times, durations, stream.time_base, _nominal_rate(video))
 
 

@@ -79,7 +79,7 @@ def read_at_fps(
     moments = start_s + np.arange(num_frames) / fps
     # A moment that meets a frame's start but for rounding belongs to that frame.
     rounding = 0.5 * float(index.time_base) if index.timed else 1e-6
-    if num_frames and moments[-1] >= index.duration_s + rounding:
+    if num_frames and moments[-1] > max(index.duration_s - rounding, index.seconds()[-1]):
         detail = f"lasts {index.duration_s:.3f} s, wanted the picture at {moments[-1]:.3f} s"
         raise MediaError("too_short", path, detail)
     positions = np.searchsorted(index.seconds(), moments + rounding, side="right") - 1
@@ -193,12 +193,17 @@ def _start_decoding(video: OpenVideo, time: int) -> Iterator[VideoFrame]:
     container, stream = video.container, video.stream
     if _SEEKABLE & set(container.format.name.split(",")):
         container.seek(time, stream=stream)
-        frames = container.decode(stream)
+        frames = _frames_of(video)
         first = next(frames, None)
         if first is not None and first.pts is not None and first.pts <= time:
             return chain([first], frames)
     container.seek(min(0, stream.start_time or 0), stream=stream)
-    return container.decode(stream)
+    return _frames_of(video)
+
+
+def _frames_of(video: OpenVideo) -> Iterator[VideoFrame]:
+    """Frames from where the file is, in presentation order."""
+    return video.container.decode(video.stream)
 
 
 def _count(video: OpenVideo, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
@@ -208,7 +213,7 @@ def _count(video: OpenVideo, wanted: list[int]) -> Iterator[tuple[int, VideoFram
     if target is None:
         return
     count = 0
-    for count, frame in enumerate(video.container.decode(video.stream), start=1):
+    for count, frame in enumerate(_frames_of(video), start=1):
         if count - 1 == target:
             yield target, frame
             target = next(left, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,10 +70,11 @@ def plan(
     Fails when no clip trains.
     """
     from kinema.data.plan import make_plan, render_plan
+    from kinema.training.cost import tokens_per_clip
 
     settings = _recipe(recipe, overrides)
     clips, order = _order(manifest, data_root, settings, world_size)
-    result = make_plan(clips, order, epoch=epoch, tokens=_tokens(settings))
+    result = make_plan(clips, order, epoch=epoch, tokens=tokens_per_clip(settings))
     print(json.dumps(result.to_dict()) if as_json else render_plan(result), end="")
     if as_json:
         print()
@@ -143,13 +143,6 @@ def _order(
         accumulation=recipe.accumulation,
     )
     return clips, made
-
-
-def _tokens(recipe: TrainRecipe) -> Callable[[Any], int] | None:
-    model, vae = recipe.model, recipe.vae
-    if model is None:
-        return None
-    return lambda b: model.num_tokens(vae.latent_size(b.frames, b.height, b.width))
 
 
 def _steps(text: str, count: int) -> range:

@@ -48,5 +48,21 @@ DEFECTS_NOT_COPIED = Defects(
             r" linear$",
             "the linear one-cycle schedule runs backwards; no published recipe uses it",
         ),
+        Defect(
+            r"datasets\.aspect$",
+            r"^frames \d+x$",
+            "1x, 2x, ... name the same lengths as 2s, 4s, ...; ours takes seconds or frames",
+        ),
+        Defect(
+            r"datasets\.aspect$",
+            r"^size \S+ \d\.\d+$",
+            "keys of the tables passed for aspect ratios; ours takes width:height only",
+        ),
+        Defect(
+            r"v1\.2 opensora\.datasets\.aspect$",
+            r"^size (256|512|1024|2048|2880) (1:1|1:2|2:1)$",
+            "1.2 refuses them because these tables spell their keys 1.0 and not 1.00; ours has "
+            "those sizes (so has the speed run's fork)",
+        ),
     )
 )

@@ -152,14 +152,24 @@ def _options(annotation: Any, data: object) -> list[Any]:
     annotation = _strip(annotation)
     if get_origin(annotation) not in (Union, types.UnionType):
         return [annotation]
-    members = [_strip(a) for a in get_args(annotation)]
+    members = list(_members(annotation))
     tagged = [m for m in members if is_settings(m) and _tag(m) is not None]
     if tagged and isinstance(data, dict):
-        kind = data.get("type")
+        kind = data.get("type", _tag(tagged[0]) if len(tagged) == 1 else None)
         return [m for m in tagged if _tag(m) == kind]
     if isinstance(data, dict):
         return [m for m in members if is_settings(m) or get_origin(m) is dict][:1]
     return [m for m in members if get_origin(m) in (tuple, list)][:1]
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """Members of a union, and of unions in it (`Annotated[A | B, ...] | None`)."""
+    annotation = _strip(annotation)
+    if get_origin(annotation) in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    else:
+        yield annotation
 
 
 def _tag(schema: type) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -186,13 +187,15 @@ def _find_row(clips: Manifest, clip: str) -> int:
 
     from kinema.config.errors import KinemaError
 
-    row = pc.index(clips.table.column("path"), clip).as_py()
-    if row < 0 and clip.isdecimal():
-        row = int(clip)
-    if not 0 <= row < len(clips):
-        raise KinemaError(
-            f"no clip {clip!r}: neither a path in it nor a row (0 to {len(clips) - 1})",
-            where=clips.source,
-            hint="give the path as the manifest has it",
-        )
-    return int(row)
+    file = os.path.abspath(clip)
+    for path in (clip, file, os.path.relpath(file, clips.root)):
+        row = int(pc.index(clips.table.column("path"), path).as_py())
+        if row >= 0:
+            return row
+    if clip.isdecimal() and int(clip) < len(clips):
+        return int(clip)
+    raise KinemaError(
+        f"no clip {clip!r}: neither a path in it nor a row (0 to {len(clips) - 1})",
+        where=clips.source,
+        hint="give the path as the manifest has it",
+    )

@@ -78,7 +78,7 @@ def _print_index(result: IndexReport, output: Path) -> None:
     reused = f" ({result.reused} files known from an earlier run)" if result.reused else ""
     print(f"{output}: {result.rows} clips{reused}")
     captions, without = result.captions, result.without_caption
-    if captions.source == "none":
+    if len(without) == result.rows:
         print("captions: NONE found; training a text-to-video model needs them (--captions)")
     else:
         print(f"captions: {result.rows - len(without)} clips from {captions.source}")

@@ -55,7 +55,7 @@ def check_manifest(
         workers: processes that decode.
         timeout_s: limit for one file, in seconds.
     """
-    rows = np.flatnonzero(manifest.kept).tolist()
+    rows = np.flatnonzero(manifest.kept)
     bad: list[BadRow] = []
     captioned = bool((manifest.kept & ~manifest.blank).any())
     columns = [manifest.column(name) for name in ("num_frames", "height", "width")]
@@ -63,7 +63,9 @@ def check_manifest(
         Progress("checking", total=len(rows), unit="clip") as bar,
         DecodePool(max(1, min(workers, len(rows))), timeout_s) as pool,
     ):
-        decoded = pool.map(decode_fully, rows, call=lambda row: (manifest.absolute_path(row),))
+        decoded = pool.map(
+            decode_fully, map(int, rows), call=lambda row: (manifest.absolute_path(row),)
+        )
         for row, found in decoded:
             fault = _fault(found, (columns[0][row], columns[1][row], columns[2][row]))
             if fault is None and captioned and manifest.blank[row]:

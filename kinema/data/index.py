@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kinema.config.errors import KinemaError
 from kinema.data.captions import Captions, find_captions
 from kinema.data.find_media import Refusal, find_media
 from kinema.data.journal import Journal
-from kinema.data.manifest import Manifest
+from kinema.data.manifest import Manifest, Numbers
 from kinema.data.tables import check_ending
+from kinema.data.writing import writing
 from kinema.media.errors import MediaError
 from kinema.media.info import MediaInfo
 from kinema.media.pool import DecodePool
@@ -25,7 +28,8 @@ from kinema.telemetry.progress import Progress
 NO_CAPTION = "no_caption"
 """`dropped_by` of a clip without a caption, where others have one."""
 
-Record = dict[str, Any]
+FACTS = ("num_frames", "height", "width", "fps", "file_size")
+"""What a row takes from `MediaInfo`."""
 
 
 @dataclass(frozen=True)
@@ -88,77 +92,89 @@ def index_folder(
     report_path = Path(report or f"{output}.report.jsonl")
 
     with Journal(Path(f"{output}.journal.jsonl")) as journal:
-        records, reused = _probe_all(folder, files, journal, workers, timeout_s)
-        found = {r["path"]: r for r in records if "refused" not in r}
-        for record in records:
-            if "refused" in record:
-                refused.append(Refusal(record["path"], *record["refused"]))
-        refused.sort(key=lambda refusal: refusal.path)
-        rows = [file for file in files if file in found]
+        facts, unusable, reused = _probe_all(folder, files, journal, workers, timeout_s)
+        refused = sorted([*refused, *unusable], key=lambda refusal: refusal.path)
+        usable = np.flatnonzero(~np.isnan(facts[:, 0]))
+        rows = [files[number] for number in usable]
         without = [file for file in rows if not texts.texts.get(file)]
         _write_report(report_path, refused, texts, without)
         result = IndexReport(output, report_path, len(rows), reused, texts, without, refused)
         if not rows:
             raise _nothing_usable(folder, result)
-        _manifest(folder, base, rows, found, result).write(output, data_root=base)
+        _manifest(folder, base, rows, facts[usable], texts).write(output, data_root=base)
         journal.finish()
     return result
 
 
 def _probe_all(
     folder: Path, files: list[str], journal: Journal, workers: int, timeout_s: float
-) -> tuple[list[Record], int]:
-    """What is known about each file, from the journal or by opening it; in any order."""
-    statuses: dict[str, os.stat_result | None] = {}
-    records: list[Record] = []
-    new: list[str] = []
-    for file in files:
-        try:
-            statuses[file] = status = os.stat(folder / file)
-        except OSError:
-            statuses[file] = status = None  # opening it will say why
-        record = journal.recall(file, status) if status else None
-        if record:
-            records.append(record)
+) -> tuple[Numbers, list[Refusal], int]:
+    """Look into every file that the journal does not know.
+
+    Returns:
+        `FACTS` of each file `[N, 5]`, NaN where it was refused; the refusals; how many files the
+        journal knew.
+    """
+    facts = np.full((len(files), len(FACTS)), np.nan)
+    refused: list[Refusal] = []
+
+    def keep(number: int, record: dict[str, Any]) -> None:
+        if "refused" in record:
+            refused.append(Refusal(files[number], *record["refused"]))
         else:
-            new.append(file)
+            facts[number] = [record[name] for name in FACTS]
+
+    new: list[int] = []
+    for number, file in enumerate(files):
+        record = journal.recall(file, _status(folder / file))
+        if record:
+            keep(number, record)
+        else:
+            new.append(number)
+
+    statuses: dict[int, os.stat_result | None] = {}
+
+    def call(number: int) -> tuple[Path]:
+        # Before the file is opened: what changes while it is read is read again next time.
+        statuses[number] = _status(folder / files[number])
+        return (folder / files[number],)
+
+    reused = len(files) - len(new)
     with (
-        Progress("indexing", total=len(files), unit="file", done=len(records)) as bar,
+        Progress("indexing", total=len(files), unit="file", done=reused) as bar,
         DecodePool(max(1, min(workers, len(new))), timeout_s) as pool,
     ):
-        for file, info in pool.map(probe, new, call=lambda f: (folder / f,), ordered=False):
-            records.append(journal.add(file, statuses[file], **_found(info)))
-            bar.advance(note=file)
-    return records, len(files) - len(new)
+        for number, info in pool.map(probe, new, call=call, ordered=False):
+            keep(number, journal.add(files[number], statuses.pop(number), **_found(info)))
+            bar.advance(note=files[number])
+    return facts, refused, reused
 
 
-def _found(info: MediaInfo | MediaError) -> Record:
+def _status(path: Path) -> os.stat_result | None:
+    """None if there is nothing to see; opening the file will say why."""
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
+def _found(info: MediaInfo | MediaError) -> dict[str, Any]:
     if isinstance(info, MediaError):
         return {"refused": [info.reason, info.what]}
     if info.num_frames > 1 and not info.fps > 0:
         return {"refused": ["no_frame_rate", "the video does not say its frame rate"]}
-    return {
-        "num_frames": info.num_frames,
-        "height": info.height,
-        "width": info.width,
-        "fps": info.fps,
-        "file_size": info.file_size,
-    }
+    return {name: getattr(info, name) for name in FACTS}
 
 
 def _manifest(
-    folder: Path, base: Path, rows: list[str], found: dict[str, Record], result: IndexReport
+    folder: Path, base: Path, rows: list[str], facts: Numbers, captions: Captions
 ) -> Manifest:
     prefix = folder.relative_to(base) if folder.is_relative_to(base) else folder
-    texts = result.captions.texts
-    columns: dict[str, list[Any]] = {
-        "path": [str(prefix / row) for row in rows],
-        "text": [texts.get(row, "") for row in rows],
-    }
-    for name in ("num_frames", "height", "width", "fps", "file_size"):
-        columns[name] = [found[row][name] for row in rows]
-    if len(result.without_caption) < len(rows):
-        columns["dropped_by"] = ["" if texts.get(row) else NO_CAPTION for row in rows]
+    texts = [captions.texts.get(row, "") for row in rows]
+    columns: dict[str, Any] = {"path": [str(prefix / row) for row in rows], "text": texts}
+    columns |= {name: facts[:, number] for number, name in enumerate(FACTS)}
+    if any(texts):
+        columns["dropped_by"] = ["" if text else NO_CAPTION for text in texts]
     return Manifest.from_columns(columns, base)
 
 
@@ -169,6 +185,7 @@ def _write_report(
     if captions.source != "none":
         lines += [Refusal(file, NO_CAPTION, f"{captions.source} has none") for file in without]
     with (
+        writing(path),
         atomic_output(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
     ):

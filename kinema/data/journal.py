@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -10,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from kinema.config.errors import KinemaError
+from kinema.data.writing import writing
 
 VERSION = {"kinema_index_journal": 1}
 
@@ -29,8 +31,10 @@ class Journal:
             KinemaError: another run has it open, or it is not a journal.
         """
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: a line that does not fit on the disk is not tried again on closing.
+            self._file = path.open("a+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -42,32 +46,36 @@ class Journal:
         self._load()
 
     def _load(self) -> None:
-        self._file.seek(0)
         complete = 0
-        for line in self._file:
-            try:
-                record = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                record = None
-            if complete == 0 and line.endswith(b"\n") and record != VERSION:
-                raise KinemaError(
-                    "is not a journal of this version", where=str(self.path), hint="remove it"
-                )
-            if not isinstance(record, dict):
-                break  # the line that a killed run was writing
-            complete += len(line)
-            if "path" in record:
-                self._known[record["path"]] = record
-            elif "finished" in record:
-                self._known = {k: r for k, r in self._known.items() if "refused" not in r}
+        with self.path.open("rb") as lines:
+            for line in lines:
+                try:
+                    record = json.loads(line) if line.endswith(b"\n") else None
+                except ValueError:
+                    record = None
+                if complete == 0 and line.endswith(b"\n") and record != VERSION:
+                    raise KinemaError(
+                        "is not a journal of this version", where=str(self.path), hint="remove it"
+                    )
+                if not isinstance(record, dict):
+                    break  # the line that a killed run was writing
+                complete += len(line)
+                if "path" in record:
+                    self._known[record["path"]] = record
+                elif "finished" in record:
+                    self._known = {k: r for k, r in self._known.items() if "refused" not in r}
         self._file.truncate(complete)
         if complete == 0:
             self._add(VERSION)
 
-    def recall(self, path: str, status: os.stat_result) -> dict[str, Any] | None:
-        """What was found about a file that has not changed since."""
-        record = self._known.get(path)
-        if record and (record["size"], record["mtime_ns"]) == (status.st_size, status.st_mtime_ns):
+    def recall(self, path: str, status: os.stat_result | None) -> dict[str, Any] | None:
+        """What was found about a file that has not changed since; told once."""
+        record = self._known.pop(path, None)
+        if (
+            record
+            and status
+            and (record["size"], record["mtime_ns"]) == (status.st_size, status.st_mtime_ns)
+        ):
             return record
         return None
 
@@ -83,8 +91,10 @@ class Journal:
         self._add({"finished": True})
 
     def _add(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        with writing(self.path):
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def __enter__(self) -> Self:
         return self

@@ -10,6 +10,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
 from kinema.config.errors import KinemaError
+from kinema.data.writing import writing
 from kinema.media.write import atomic_output
 
 ENDINGS = (".csv", ".parquet")
@@ -98,11 +99,10 @@ def write_table(table: pa.Table, path: Path) -> None:
     """Write a table as `.csv` or `.parquet`; a file of that name is replaced when all is written.
 
     Raises:
-        KinemaError: any other ending.
-        OSError: the disk is full, the folder cannot be written.
+        KinemaError: any other ending; the disk is full, the folder cannot be written.
     """
     ending = check_ending(path)
-    with atomic_output(path) as temporary:
+    with writing(path), atomic_output(path) as temporary:
         if ending == ".csv":
             pa_csv.write_csv(table, temporary)
         else:

@@ -24,10 +24,11 @@ from typing import Any, Self
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from kinema.config.errors import KinemaError
 from kinema.data.manifest import Manifest, row_list
+from kinema.data.writing import writing
 from kinema.media.write import atomic_output
 
 FORMAT = "kinema text cache 1"
@@ -127,8 +128,9 @@ class TextCacheWriter:
         self._open_shard, self._open_tokens = [], 0
 
     def _save(self, tensors: dict[str, Array], name: str) -> None:
-        with atomic_output(self._folder / name) as temporary:
-            save_file(tensors, temporary)
+        path = self._folder / name
+        with writing(path), atomic_output(path) as temporary:
+            temporary.write_bytes(save(tensors))
 
     def _complete(self) -> None:
         if self._rows != len(self.manifest):
@@ -152,7 +154,8 @@ class TextCacheWriter:
             "dtype": self.dtype.name,
             "shards": self._shards,
         }
-        with atomic_output(self._folder / "cache.json") as temporary:
+        path = self._folder / "cache.json"
+        with writing(path), atomic_output(path) as temporary:
             temporary.write_text(json.dumps(about, indent=1) + "\n")
         shutil.rmtree(self.path, ignore_errors=True)
         os.replace(self._folder, self.path)

@@ -163,6 +163,7 @@ def write_world(folder: str | Path, spec: WorldSpec) -> Path:
         clip shows: `colour,shape,size,motion,background`.
     """
     from kinema.data.world_render import render
+    from kinema.data.writing import writing
     from kinema.media.write import atomic_output, write_video
     from kinema.telemetry.progress import Progress
 
@@ -179,6 +180,7 @@ def write_world(folder: str | Path, spec: WorldSpec) -> Path:
             bar.advance()
     captions = folder / "captions.csv"
     with (
+        writing(captions),
         atomic_output(captions) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):

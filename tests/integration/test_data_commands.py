@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -155,6 +156,30 @@ def test_a_stopped_index_goes_on_where_it_was(copy: Path, stop: signal.Signals) 
     assert sorted(path.name for path in copy.iterdir()) == [
         "captions.csv", "clips", "m.parquet", "m.parquet.journal.jsonl", "m.parquet.report.jsonl",
     ]  # fmt: skip
+
+
+def test_a_full_disk_is_named_and_loses_nothing(copy: Path) -> None:
+    output = copy / "m.csv"
+    assert kinema("data", "index", copy, "-o", output).returncode == 0
+    before = output.read_bytes()
+    for number in range(60):
+        shutil.copy(copy / "clips/00000.mp4", copy / f"clips/more{number:03d}.mp4")
+    limited = subprocess.run(
+        [*KINEMA, "data", "index", str(copy), "-o", str(output)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+    )
+    assert limited.returncode == 1
+    assert "cannot be written" in limited.stderr
+    assert "free some space" in limited.stderr
+    assert "Traceback" not in limited.stderr
+    assert output.read_bytes() == before
+    again = kinema("data", "index", copy, "-o", output)
+    assert again.returncode == 0, again.stderr
+    assert len(Manifest.read(output)) == CLIPS + 60
 
 
 def test_bad_input_gets_one_message(world: Path, tmp_path: Path) -> None:

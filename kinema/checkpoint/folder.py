@@ -136,7 +136,6 @@ class Checkpoint:
         *,
         allow_new: Sequence[str] = (),
         allow_unexpected: Sequence[str] = (),
-        dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> LoadReport:
         """Fill a module strictly, as `load_weights` does."""
@@ -147,7 +146,6 @@ class Checkpoint:
             section=which,
             allow_new=allow_new,
             allow_unexpected=allow_unexpected,
-            dtype=dtype,
             device=device,
         )
 

@@ -51,15 +51,14 @@ def load_weights(
     allow_new: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
     rename: Callable[[str], str] | None = None,
-    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     section: str = "model",
 ) -> LoadReport:
     """Fill `module` from a file or folder of weights, one tensor at a time.
 
     A module on the meta device gets its tensors as they are read (build it there: no memory, no
-    random initialisation); a module with memory is copied into. Everything is checked before the
-    first tensor is touched.
+    random initialisation); a module with memory is copied into. The dtype of each tensor stays the
+    module's. Everything is checked before the first tensor is touched.
 
     Args:
         path: a `.safetensors` file, its `.index.json`, a `.pth`/`.pt`/`.bin` file of tensors, or a
@@ -67,7 +66,6 @@ def load_weights(
         allow_new: regular expressions (whole name) of tensors that the file may lack.
         allow_unexpected: regular expressions of tensors in the file that the module may lack.
         rename: from a name in the file to the name in the module.
-        dtype: of floating-point tensors put into a meta module. None: as the module declares.
         device: where tensors put into a meta module go. None: the CPU.
         section: which weights of a folder: `model` or `ema`.
 
@@ -111,7 +109,7 @@ def load_weights(
             for name in tensors.shapes:
                 slot = slots.get(renamed[name])
                 if slot is not None:
-                    slot.fill(tensors.read(name), dtype, device)
+                    slot.fill(tensors.read(name), device)
     loaded = [n for n in given if n in slots]
     return LoadReport(
         source=str(source),
@@ -197,15 +195,12 @@ class _Slot:
         self.shape = tensor.shape
 
     @torch.no_grad()
-    def fill(
-        self, value: Tensor, dtype: torch.dtype | None, device: torch.device | str | None
-    ) -> None:
+    def fill(self, value: Tensor, device: torch.device | str | None) -> None:
         old = self.tensor
         if not old.is_meta:
             old.copy_(value)
             return
-        target = dtype if dtype is not None and old.is_floating_point() else old.dtype
-        value = value.to(device=device or "cpu", dtype=target)
+        value = value.to(device=device or "cpu", dtype=old.dtype)
         if isinstance(old, nn.Parameter):
             value = nn.Parameter(value, requires_grad=old.requires_grad)
         setattr(self.owner, self.leaf, value)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +121,7 @@ class VideoVAE(nn.Module):
             x = self.spatial_vae.encode(video[:, :, frames], _cut(spatial_noise, frames))
             posterior = self._temporal_posterior(x)
             latents.append(posterior.sample(_cut(temporal_noise, latent_frames)))
-        return (torch.cat(latents, dim=2) - self.shift.float()) / self.scale.float()
+        return (torch.cat(latents, dim=2) - self.shift) / self.scale
 
     def decode(self, z: Tensor, num_frames: int) -> Tensor:
         """The video of normalised latents, about in [-1, 1].
@@ -132,7 +133,7 @@ class VideoVAE(nn.Module):
         Returns:
             `[B, 3, num_frames, h * stride, w * stride]` in the dtype of the weights.
         """
-        parts = self._decode_chunks(z.float() * self.scale.float() + self.shift.float(), num_frames)
+        parts = self._decode_chunks(z.float() * self.scale + self.shift, num_frames)
         video: Tensor | None = None
         for (frames, _), (part, _) in zip(self._chunks(num_frames), parts, strict=True):
             if video is None:  # one buffer for all: a list of parts would hold everything twice
@@ -204,6 +205,16 @@ class VideoVAE(nn.Module):
         view = (1, -1, 1, 1, 1)
         self.shift += self.scale * mean.view(view).to(self.shift)
         self.scale *= std.view(view).to(self.scale)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Shift and scale stay float32 when the module is cast: rounding would bias latents."""
+        exact = {"shift": self.shift, "scale": self.scale}
+        super()._apply(fn, recurse)
+        for name, value in exact.items():
+            moved = getattr(self, name)
+            if moved.dtype != torch.float32:
+                setattr(self, name, value.to(moved.device))
+        return self
 
     def _temporal_posterior(self, x: Tensor) -> DiagonalGaussian:
         return DiagonalGaussian.from_moments(self.temporal_vae.encode(x.to(_dtype(self))))

@@ -113,14 +113,15 @@ def test_old_torch_format(tmp_path: Path) -> None:
     assert same(module, saved)
 
 
-def test_dtype_is_the_modules_unless_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", [net, meta])
+def test_dtype_is_the_modules(target: Any, tmp_path: Path) -> None:
     path = tmp_path / "half.safetensors"
     save_weights(path, net(1).half().state_dict())
-    kept, told = meta(), meta()
-    load_weights(kept, path)
-    load_weights(told, path, dtype=torch.bfloat16)
-    assert kept.first.weight.dtype == torch.float32
-    assert told.first.weight.dtype == torch.bfloat16
+    full, other = target(), target().bfloat16()
+    load_weights(full, path)
+    load_weights(other, path)
+    assert full.first.weight.dtype == torch.float32
+    assert other.first.weight.dtype == torch.bfloat16
 
 
 def test_mismatch_lists_everything_and_touches_nothing(tmp_path: Path) -> None:

@@ -165,6 +165,7 @@ def test_encode_draws_nothing_by_itself() -> None:
 
 def test_bfloat16_weights_give_float32_latents() -> None:
     vae = build(tiny()).bfloat16()
+    assert vae.shift.flatten().tolist() == build(tiny()).shift.flatten().tolist()
     with torch.no_grad():
         z = vae.encode(video())
         assert z.dtype == torch.float32

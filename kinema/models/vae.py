@@ -168,10 +168,6 @@ class VideoVAE(nn.Module):
             spatial_posterior=_join(spatial_posteriors),
         )
 
-    def freeze_spatial(self) -> None:
-        """Keep the 2D part as it is in training; gradients still pass through its decoder."""
-        self.spatial_vae.requires_grad_(False)
-
     @torch.no_grad()
     def fit_normalisation(self, latents: Iterable[Tensor]) -> None:
         """Set shift and scale so that latents like these have zero mean and unit variance.

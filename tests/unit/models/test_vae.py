@@ -196,7 +196,7 @@ def test_training_forward() -> None:
 
 def test_frozen_2d_part_passes_gradients_on() -> None:
     vae = build(tiny()).train()
-    vae.freeze_spatial()
+    vae.spatial_vae.requires_grad_(False)
     out = vae(video(), noise=torch.Generator().manual_seed(0))
     out.video.abs().mean().backward()
     assert not out.spatial_latents.requires_grad

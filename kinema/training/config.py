@@ -103,16 +103,17 @@ Task = Annotated[TextToVideoTask | VAETask, Field(discriminator="type")]
 
 @settings
 class PreviewConfig:
-    """Videos made from the EMA weights while training, on the first rank."""
+    """Videos made from the averaged weights while training, on the first rank."""
 
     every: int
     """Steps between previews."""
     prompts: tuple[str, ...]
-    size: tuple[int, int]
-    """Width and height in pixels."""
-    num_frames: int
-    num_sampling_steps: int = 30
-    cfg_scale: float = 7.0
+    size: tuple[int, int] | None = None
+    """Width and height in pixels; null takes the shape most frequent in the data."""
+    num_frames: int | None = None
+    num_sampling_steps: int | None = None
+    """Null takes `diffusion.num_sampling_steps`; so with `cfg_scale`."""
+    cfg_scale: float | None = None
     seed: int = 42
 
     def __post_init__(self) -> None:

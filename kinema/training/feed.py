@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from types import TracebackType
 from typing import Self
@@ -85,7 +86,8 @@ class Feed:
         """The file of a row."""
         return self._manifest.path(row)
 
-    def make_plan(self) -> Plan:
+    @cached_property
+    def plan(self) -> Plan:
         """What the first epoch will be.
 
         Raises:
@@ -95,7 +97,7 @@ class Feed:
 
     def trained_sizes(self) -> tuple[TrainedSize, ...]:
         """Shapes of the first epoch, the most frequent first."""
-        buckets = sorted(self.make_plan().buckets, key=lambda b: -b.samples)
+        buckets = sorted(self.plan.buckets, key=lambda b: -b.samples)
         return tuple(
             TrainedSize(width=b.width, height=b.height, num_frames=b.num_frames) for b in buckets
         )

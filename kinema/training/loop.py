@@ -170,7 +170,8 @@ class Trainer:
             self.save()
         if self._world.is_main:
             if self._on_preview and recipe.preview and step % recipe.preview.every == 0:
-                self._on_preview(self.state)
+                with self._spans("preview"):
+                    self._on_preview(self.state)
             if self._on_step:
                 self._on_step(step, record)
 
@@ -313,7 +314,7 @@ class Trainer:
         state, now = self.state, time.perf_counter()
         passed, self._window_start = now - self._window_start, now
         phases = self._spans.take()
-        seconds = passed - phases.get("save", 0.0)
+        seconds = passed - phases.get("save", 0.0) - phases.get("preview", 0.0)
         lr = learning_rate(self.recipe.optim.schedule, self.recipe.optim.lr, state.step - 1)
         record = {"step": state.step, "epoch": state.epoch, **state.window.record()}
         record |= {

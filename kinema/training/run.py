@@ -15,8 +15,10 @@ from kinema.checkpoint.folder import checkpoint_folders
 from kinema.checkpoint.run import Checkpoint, clean_leftovers, new_run_folder
 from kinema.config.errors import ConfigError, KinemaError
 from kinema.config.recipe import load_recipe
+from kinema.config.settings import from_dict
 from kinema.data.manifest import Manifest
 from kinema.data.plan import render_plan
+from kinema.generation.config import PipelineConfig
 from kinema.parallel.world import World, open_world
 from kinema.telemetry.run_log import RunLog, say
 from kinema.telemetry.spans import Spans
@@ -26,7 +28,14 @@ from kinema.training.ema import EMA
 from kinema.training.feed import Feed
 from kinema.training.loop import Trainer
 from kinema.training.optimizer import build_optimizer
-from kinema.training.parts import build_model, load_frozen_vae, start_from_weights, text_source
+from kinema.training.parts import (
+    FrozenVAE,
+    build_model,
+    load_frozen_vae,
+    start_from_weights,
+    text_source,
+)
+from kinema.training.preview import Previewer
 from kinema.training.resume import check_changes
 from kinema.training.run_folder import describe, identity
 from kinema.training.state import TrainState
@@ -127,7 +136,7 @@ def train(
         # Everything that can be wrong is read before the run folder is made.
         spans = Spans()
         model = build_model(recipe, world.device)
-        task, vae_weights = _task(recipe, manifest, spans, world)
+        task, vae = _task(recipe, manifest, spans, world)
         notes = []
         if start.ckpt_path:
             allowed = {"allow_new": start.allow_new, "allow_unexpected": start.allow_unexpected}
@@ -139,11 +148,22 @@ def train(
         continued = previous.run if previous and not start.from_scratch else None
         run = continued or _new_run_folder(recipe, world)
         about = identity(recipe, manifest.fingerprint, world.size)
+        parts = components(
+            recipe,
+            run,
+            vae_weights=vae.weights if vae else None,
+            sizes=feed.trained_sizes(),
+            fps=feed.fps(),
+        )
         log = None
         if world.is_main:
             _describe(run, recipe, about, start, previous, state.step)
             log = stack.enter_context(_open_log(run, recipe, state.step if continued else None))
             _announce(log, recipe, feed, state, [*notes, *(previous.notes if previous else [])])
+        on_preview = None
+        if recipe.preview and log and vae:
+            config = from_dict(PipelineConfig, parts, where="components.json")
+            on_preview = Previewer(recipe, config, vae.network, run, log, world.device)
         trainer = Trainer(
             recipe,
             world,
@@ -155,11 +175,10 @@ def train(
             spans=spans,
             stop=stop,
             about=about,
-            components=components(
-                recipe, run, vae_weights=vae_weights, sizes=feed.trained_sizes(), fps=feed.fps()
-            ),
+            components=parts,
             saved_step=state.step if continued and state.step else None,
             on_step=on_step,
+            on_preview=on_preview,
         )
         finished = trainer.run()
         if log is not None:
@@ -240,12 +259,12 @@ def _read_manifest(recipe: TrainRecipe) -> Manifest:
 
 def _task(
     recipe: TrainRecipe, manifest: Manifest, spans: Spans, world: World
-) -> tuple[Task, Path | None]:
-    """The task, and where its frozen autoencoder's weights are."""
+) -> tuple[Task, FrozenVAE | None]:
+    """The task, and the frozen autoencoder that it looks through."""
     if not isinstance(recipe.task, TextToVideoTask):
         return Autoencoder(recipe, spans), None
     vae = load_frozen_vae(recipe, world.device)
-    return TextToVideo(recipe, vae.network, text_source(recipe, manifest), spans), vae.weights
+    return TextToVideo(recipe, vae.network, text_source(recipe, manifest), spans), vae
 
 
 def _new_state(recipe: TrainRecipe, model: nn.Module, feed: Feed, world: World) -> TrainState:
@@ -297,7 +316,7 @@ def _open_log(run: Path, recipe: TrainRecipe, resume_step: int | None) -> RunLog
 def _announce(
     log: RunLog, recipe: TrainRecipe, feed: Feed, state: TrainState, notes: list[str]
 ) -> None:
-    say(render_plan(feed.make_plan()))
+    say(render_plan(feed.plan))
     for note in notes:
         log.event(note)
     numbers = sum(p.numel() for p in state.model.parameters())

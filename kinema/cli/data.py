@@ -91,7 +91,7 @@ def _print_index(result: IndexReport, output: Path) -> None:
         counts = ", ".join(f"{reason} {n}" for reason, n in result.reasons().items())
         lines = [f"{item.path}: {item.message}" for item in result.refused]
         _print_some(f"refused: {len(lines)} files ({counts})", lines)
-    if result.refused or captions.unused or without:
+    if result.report.stat().st_size:
         print(f"all of them: {result.report}")
 
 

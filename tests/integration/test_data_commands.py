@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from kinema.cli.main import main
 from kinema.data.manifest import Manifest
 from kinema.data.world import WorldSpec, write_world
 
@@ -56,6 +58,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def fingerprint(world: Path) -> str:
+    """What the manifest of the good clips must have, worked out without probing any file."""
+    rows = list(csv.DictReader((world / "captions.csv").open()))
+    size = [32] * len(rows)
+    columns = {"path": [r["path"] for r in rows], "text": [r["text"] for r in rows]}
+    return Manifest.from_columns(
+        {**columns, "num_frames": [6] * len(rows), "height": size, "width": size,
+         "fps": [8.0] * len(rows)}, world,
+    ).fingerprint  # fmt: skip
+
+
 @pytest.fixture
 def copy(world: Path, tmp_path: Path) -> Path:
     """The good part of the world, to be changed."""
@@ -80,6 +93,7 @@ def test_index_then_check(world: Path, ending: str) -> None:
 
     manifest = Manifest.read(output)
     assert len(manifest) == CLIPS
+    assert manifest.fingerprint == fingerprint(world)  # the same data in both formats
     assert manifest.kept.all()
     assert manifest.column("num_frames").tolist() == [6] * CLIPS
     manifest.require_captions()
@@ -87,16 +101,6 @@ def test_index_then_check(world: Path, ending: str) -> None:
     checked = kinema("data", "check", output)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert f"{CLIPS} of {CLIPS} clips are good" in checked.stdout
-
-
-def test_both_formats_are_the_same_data(world: Path) -> None:
-    prints = set()
-    for ending in ("csv", "parquet"):
-        output = world / f"same.{ending}"
-        done = kinema("data", "index", world, "--captions", world / "captions.csv", "-o", output)
-        assert done.returncode == 0, done.stderr
-        prints.add(Manifest.read(output).fingerprint)
-    assert len(prints) == 1
 
 
 def test_check_finds_what_broke_since(copy: Path) -> None:
@@ -123,7 +127,7 @@ def test_check_finds_what_broke_since(copy: Path) -> None:
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_index_goes_on_where_it_was(copy: Path, stop: signal.Signals) -> None:
     output, journal = copy / "m.parquet", copy / "m.parquet.journal.jsonl"
-    for number in range(400):
+    for number in range(200):
         shutil.copy(copy / "clips/00000.mp4", copy / f"clips/more{number:03d}.mp4")
     command = [*KINEMA, "data", "index", str(copy), "-o", str(output),
                "--workers", "1"]  # fmt: skip
@@ -146,13 +150,13 @@ def test_a_stopped_index_goes_on_where_it_was(copy: Path, stop: signal.Signals) 
         assert "Traceback" not in stderr
     assert not output.exists()
     known = journal.read_bytes().count(b"\n") - 1
-    assert 5 <= known < CLIPS + 400
+    assert 5 <= known < CLIPS + 200
 
     again = kinema("data", "index", copy, "-o", output)
     assert again.returncode == 0, again.stderr
     files = int(again.stdout.split("(")[1].split()[0])
     assert known - 1 <= files <= known  # the last line may have been cut
-    assert len(Manifest.read(output)) == CLIPS + 400
+    assert len(Manifest.read(output)) == CLIPS + 200
     assert sorted(path.name for path in copy.iterdir()) == [
         "captions.csv", "clips", "m.parquet", "m.parquet.journal.jsonl", "m.parquet.report.jsonl",
     ]  # fmt: skip
@@ -182,7 +186,12 @@ def test_a_full_disk_is_named_and_loses_nothing(copy: Path) -> None:
     assert len(Manifest.read(output)) == CLIPS + 60
 
 
-def test_bad_input_gets_one_message(world: Path, tmp_path: Path) -> None:
+def test_bad_input_gets_one_message(
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     captions = tmp_path / "captions.csv"
     captions.write_text("path,text\nelsewhere.mp4,a cat\n")
     less = tmp_path / "less.csv"
@@ -196,8 +205,9 @@ def test_bad_input_gets_one_message(world: Path, tmp_path: Path) -> None:
         (("check", less), "no column 'height'"),
     ]
     for arguments, message in cases:
-        done = kinema("data", *arguments)
-        assert done.returncode == 1, (arguments, done)
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+        monkeypatch.setattr(sys, "argv", ["kinema", "data", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 1
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "m.csv").exists()

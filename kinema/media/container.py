@@ -13,7 +13,7 @@ import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from kinema.media.cut_off import lacks_mp4_index, matroska_bytes_missing
+from kinema.media.cut_off import cut_off
 from kinema.media.errors import MediaError
 
 _KINDS = (
@@ -66,16 +66,14 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[OpenVideo]:
     # play lists from reaching for the network.
     name, options = f"file:{os.fspath(path)}", {"protocol_whitelist": "file"}
     with file_errors(path):
+        missing = cut_off(path)
+        if missing:
+            raise MediaError("truncated", path, missing)
         try:
             container = av.open(name, options=options, metadata_errors="replace")
         except av.error.InvalidDataError:
-            if lacks_mp4_index(path):
-                raise MediaError("truncated", path, "its index, the moov box, is missing") from None
             raise MediaError("not_media", path) from None
         with container:
-            missing = matroska_bytes_missing(path)
-            if missing > 0:
-                raise MediaError("truncated", path, f"{missing} of {size + missing} bytes missing")
             yield OpenVideo(Path(path), container, _video_stream(container, path), size)
 
 

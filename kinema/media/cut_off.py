@@ -1,7 +1,7 @@
 """Telling a file that was cut off from one that is damaged or no video at all.
 
 FFmpeg reads what is left of a cut Matroska file without a word, and says of an mp4 without its
-index only that the data is invalid.
+whole index that the data is invalid, or that there are no streams.
 """
 
 from __future__ import annotations
@@ -13,40 +13,57 @@ _EBML = b"\x1a\x45\xdf\xa3"
 _SEGMENT = b"\x18\x53\x80\x67"
 
 
-def lacks_mp4_index(path: str | os.PathLike[str]) -> bool:
-    """True if the file starts like an mp4 but has no `moov` box among its outermost boxes."""
+def cut_off(path: str | os.PathLike[str]) -> str:
+    """What is missing at the end of an mp4 or Matroska file, in words; "" if nothing seems to be.
+
+    Frames of an mp4 that lie beyond its end are not looked for: that takes its index.
+    """
     with open(path, "rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        at = 0
-        boxes: list[bytes] = []
-        while at + 8 <= end and len(boxes) < 1000:
-            file.seek(at)
-            header = file.read(16)
-            length = int.from_bytes(header[:4], "big")
-            if length == 1:  # the length follows in 64 bits
-                length = int.from_bytes(header[8:16], "big")
-            boxes.append(header[4:8])
-            if length < 8:  # 0: up to the end of the file
-                break
-            at += length
-    return bool(boxes) and boxes[0] == b"ftyp" and b"moov" not in boxes
+        start = file.read(8)
+        if start[4:] == b"ftyp":
+            return _mp4_cut_off(file)
+        if start[:4] == _EBML:
+            return _matroska_cut_off(file)
+    return ""
 
 
-def matroska_bytes_missing(path: str | os.PathLike[str]) -> int:
-    """Bytes that the segment of a Matroska or WebM file says it has beyond the file's end, or 0."""
-    with open(path, "rb") as file:
-        if file.read(4) != _EBML:
-            return 0
-        header = _element_size(file)
-        if header is None:
-            return 0
-        file.seek(header, os.SEEK_CUR)
-        if file.read(4) != _SEGMENT:
-            return 0
-        segment = _element_size(file)
-        if segment is None:  # a live recording: unknown on purpose
-            return 0
-        return max(0, file.tell() + segment - file.seek(0, os.SEEK_END))
+def _mp4_cut_off(file: BinaryIO) -> str:
+    """Looks at the outermost boxes: `moov`, the index, must be there and whole."""
+    end = file.seek(0, os.SEEK_END)
+    at = 0
+    for _ in range(1000):
+        file.seek(at)
+        header = file.read(16)
+        if len(header) < 8:
+            break
+        length, kind = int.from_bytes(header[:4], "big"), header[4:8]
+        if length == 1:  # the length follows in 64 bits
+            length = int.from_bytes(header[8:16], "big")
+        if kind == b"moov":
+            missing = at + length - end
+            return f"{missing} bytes of its index are missing" if missing > 0 else ""
+        if kind == b"meta":  # a still picture
+            return ""
+        if length < 8:  # 0: up to the end of the file
+            break
+        at += length
+    return "its index, the moov box, is missing"
+
+
+def _matroska_cut_off(file: BinaryIO) -> str:
+    """Compares the size that the segment says it has with what is there."""
+    file.seek(4)
+    header = _element_size(file)
+    if header is None:
+        return ""
+    file.seek(header, os.SEEK_CUR)
+    if file.read(4) != _SEGMENT:
+        return ""
+    segment = _element_size(file)
+    if segment is None:  # a live recording: unknown on purpose
+        return ""
+    expected, end = file.tell() + segment, file.seek(0, os.SEEK_END)
+    return f"{expected - end} of {expected} bytes are missing" if expected > end else ""
 
 
 def _element_size(file: BinaryIO) -> int | None:

@@ -116,6 +116,8 @@ def caption(scene: Scene, wording: int = 0) -> str:
 def held_out_combinations(*, seed: int, count: int = 24) -> list[Combination]:
     """`count` combinations to keep out of training, spread evenly over colours, shapes, motions.
 
+    Fewer are the first of more, so that a test of 6 prompts fits a world that holds out 24.
+
     Raises:
         KinemaError: more than a third of all are asked for, so that training would miss too much.
     """
@@ -150,7 +152,10 @@ def sample_scenes(*, seed: int, count: int, hold_out: int = 24) -> list[Scene]:
 
 
 def held_out_scenes(*, seed: int, count: int = 24) -> list[Scene]:
-    """One scene for each combination that `sample_scenes(seed=..., hold_out=count)` leaves out."""
+    """One scene for each of `count` combinations that are in no clip of a world of this seed.
+
+    `count` must not exceed the world's `hold_out`.
+    """
     combinations = held_out_combinations(seed=seed, count=count)
     return [_scene(c, seed, "held out", index) for index, c in enumerate(combinations)]
 

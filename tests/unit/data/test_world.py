@@ -138,6 +138,7 @@ def test_held_out_combinations_are_never_trained_on(seed: int) -> None:
     combinations = [s.combination for s in held]
     assert len(set(combinations)) == 24
     assert combinations == held_out_combinations(seed=seed, count=24)
+    assert held_out_scenes(seed=seed, count=6) == held[:6]
     trained = Counter(s.combination for s in sample_scenes(seed=seed, count=400, hold_out=24))
     assert not set(combinations) & set(trained)
     assert set(trained) == set(ALL) - set(combinations)

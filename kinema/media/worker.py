@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pickle import PicklingError
 from typing import Any
 
 from kinema.config.errors import KinemaError
@@ -34,11 +35,10 @@ def main(descriptor: int, parent: int) -> None:
         channel.send("ready")
         while True:
             try:
-                function, path, args = channel.receive()
-            except (ImportError, AttributeError) as error:  # the function is not importable
+                channel.send(_call(*channel.receive()))
+            except (ImportError, AttributeError, TypeError, PicklingError) as error:
+                # A function that cannot be imported here, or a result that cannot be sent.
                 channel.send((False, error))
-            else:
-                channel.send(_call(function, path, args))
 
 
 def _call(function: Any, path: Any, args: tuple[Any, ...]) -> tuple[bool, Any]:

@@ -107,6 +107,8 @@ class Epoch:
         self._flops = flops
         self._slots = layout.slots.reshape(self.num_steps, accumulation, -1)
         self._repeated = layout.repeated.reshape(self._slots.shape)
+        self.num_repeated = int(layout.repeated.sum())
+        """Micro-batches that stand a second time, because there are fewer rows than ranks."""
 
     def micro_batch(self, step: int, rank: int, micro: int = 0) -> MicroBatch:
         """What `rank` works on in `step` (from 0), in the `micro`-th of its accumulated batches."""
@@ -124,11 +126,6 @@ class Epoch:
             cost=size * float(self._flops[bucket]),
             weight=weight,
         )
-
-    @property
-    def num_repeated(self) -> int:
-        """Micro-batches that stand a second time, because there are fewer rows than ranks."""
-        return int(self.layout.repeated.sum())
 
     @property
     def num_micro_batches(self) -> int:

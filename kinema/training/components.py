@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +12,54 @@ from kinema.generation.config import PipelineConfig, TrainedSize, VAEComponent
 from kinema.training.config import TrainRecipe, VAETask
 
 
-def components(
-    recipe: TrainRecipe,
-    run: Path,
-    *,
-    vae_weights: Path | None,
-    sizes: tuple[TrainedSize, ...],
-    fps: float,
+@dataclass(frozen=True)
+class SeenData:
+    """What a model has seen of its data.
+
+    Attributes:
+        sizes: shapes trained at, the most frequent first.
+        fps: frame rate.
+    """
+
+    sizes: tuple[TrainedSize, ...]
+    fps: float
+
+
+def describe_model(
+    recipe: TrainRecipe, *, vae_weights: str | None, data: SeenData
 ) -> dict[str, Any]:
     """Plain data: a `PipelineConfig`, or of an autoencoder its settings only.
 
     Args:
-        run: the run folder.
-        vae_weights: file or checkpoint of the frozen autoencoder.
-        sizes: shapes trained at, the most frequent first.
-        fps: frame rate of the data.
+        vae_weights: where the frozen autoencoder's weights are, see `weights_seen_from`.
     """
     if isinstance(recipe.task, VAETask):
         # Shift and scale are measured and live in the weights, which is what readers go by.
         return {"vae": {"config": to_dict(recipe.vae)}}
+    return to_dict(pipeline_config(recipe, vae_weights=vae_weights, data=data))
+
+
+def pipeline_config(
+    recipe: TrainRecipe, *, vae_weights: str | None, data: SeenData
+) -> PipelineConfig:
+    """What generates from the model of a text-to-video recipe."""
     assert recipe.model is not None
     assert recipe.text is not None
     assert recipe.diffusion is not None
-    weights = None
-    if vae_weights is not None:
-        outputs, file = run.absolute().parent, vae_weights.absolute()
-        # Relative to a checkpoint folder where both moved together stay together.
-        near = file.is_relative_to(outputs)
-        weights = os.path.relpath(file, run.absolute() / "checkpoint") if near else str(file)
-    return to_dict(
-        PipelineConfig(
-            model=recipe.model,
-            vae=VAEComponent(config=recipe.vae, weights=weights),
-            text=recipe.text,
-            diffusion=recipe.diffusion,
-            buckets=sizes,
-            fps=fps,
-        )
+    return PipelineConfig(
+        model=recipe.model,
+        vae=VAEComponent(config=recipe.vae, weights=vae_weights),
+        text=recipe.text,
+        diffusion=recipe.diffusion,
+        buckets=data.sizes,
+        fps=data.fps,
     )
+
+
+def weights_seen_from(run: Path, weights: Path) -> str:
+    """A path as a checkpoint of `run` names it: relative where both lie in one outputs folder, so
+    that they may move together."""
+    run, weights = run.absolute(), weights.absolute()
+    if not weights.is_relative_to(run.parent):
+        return str(weights)
+    return os.path.relpath(weights, run / "checkpoint")

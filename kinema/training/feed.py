@@ -19,6 +19,7 @@ from kinema.data.order import SampleOrder
 from kinema.data.plan import Plan, make_plan
 from kinema.generation.config import TrainedSize
 from kinema.parallel.world import World
+from kinema.training.components import SeenData
 from kinema.training.config import TrainRecipe
 from kinema.training.cost import bucket_cost, tokens_per_clip
 
@@ -95,18 +96,17 @@ class Feed:
         """
         return make_plan(self._manifest, self.order, tokens=tokens_per_clip(self._recipe))
 
-    def trained_sizes(self) -> tuple[TrainedSize, ...]:
-        """Shapes of the first epoch, the most frequent first."""
+    @cached_property
+    def seen(self) -> SeenData:
+        """Shapes of the first epoch, and the median frame rate after frame skipping."""
         buckets = sorted(self.plan.buckets, key=lambda b: -b.samples)
-        return tuple(
+        sizes = tuple(
             TrainedSize(width=b.width, height=b.height, num_frames=b.num_frames) for b in buckets
         )
-
-    def fps(self) -> float:
-        """Median frame rate of the data, after frame skipping."""
         rates = self._manifest.column("fps")[self._manifest.kept]
-        rates = rates[np.isfinite(rates)]
-        return float(np.median(rates)) / self._recipe.data.frame_interval if rates.size else 24.0
+        rates = rates[np.isfinite(rates)]  # images have none
+        fps = float(np.median(rates)) / self._recipe.data.frame_interval if rates.size else 24.0
+        return SeenData(sizes, fps)
 
 
 def bucket_label(bucket: Bucket) -> str:

@@ -13,44 +13,35 @@ from kinema.models.build import build_text_encoder, build_transformer
 from kinema.models.stdit3 import STDiT3
 from kinema.models.vae import VideoVAE
 from kinema.telemetry.run_log import RunLog
-from kinema.training.config import PreviewConfig, TrainRecipe
+from kinema.training.config import PreviewConfig
 from kinema.training.state import TrainState
 
 
 class Previewer:
-    """Makes the recipe's previews into `preview/stepS/` of the run folder and shows them.
+    """Makes the recipe's previews.
 
     Args:
-        about: what the checkpoints say of themselves.
+        config: of the pipeline that makes them.
 
     Raises:
         KinemaError: a preview that could not be made, known before the first step.
     """
 
     def __init__(
-        self,
-        recipe: TrainRecipe,
-        about: PipelineConfig,
-        vae: VideoVAE,
-        run: Path,
-        log: RunLog,
-        device: torch.device,
+        self, wanted: PreviewConfig, config: PipelineConfig, vae: VideoVAE, device: torch.device
     ) -> None:
-        assert recipe.preview is not None
-        self._about = about
+        self._config = config
         self._vae = vae
-        self._text = build_text_encoder(about.text)
-        self._run = run
-        self._log = log
+        self._text = build_text_encoder(config.text)
         self._device = device
-        self._requests = self._checked(recipe.preview)
+        self._requests = self._checked(wanted)
 
     def _pipeline(self, model: STDiT3) -> Pipeline:
-        return Pipeline(self._about, Parts(model, self._vae, self._text), device=self._device)
+        return Pipeline(self._config, Parts(model, self._vae, self._text), device=self._device)
 
     def _checked(self, wanted: PreviewConfig) -> list[GenerateRequest]:
         with torch.device("meta"):
-            pipeline = self._pipeline(build_transformer(self._about.model))
+            pipeline = self._pipeline(build_transformer(self._config.model))
         width, height = wanted.size or (None, None)
         return [
             pipeline.request(
@@ -65,22 +56,22 @@ class Previewer:
             for prompt in wanted.prompts
         ]
 
-    def __call__(self, state: TrainState) -> None:
-        """Make the previews of this step."""
+    def make(self, state: TrainState, run: Path, log: RunLog) -> None:
+        """Write the videos of this step to `preview/stepS/` of the run folder, and show them."""
         weights = state.average() or state.model.state_dict()
         with torch.device("meta"):
-            model = build_transformer(self._about.model)
+            model = build_transformer(self._config.model)
         # The tensors themselves, not copies: sampling only reads them.
         model.load_state_dict(dict(weights), assign=True)
         model.requires_grad_(False).eval()
-        folder = self._run / "preview" / f"step{state.step}"
+        folder = run / "preview" / f"step{state.step}"
         for number, clip in enumerate(self._pipeline(model).generate_all(self._requests)):
             path = clip.save(folder / f"{number:02d}{clip.suffix}", overwrite=True)
-            self._log.video(
+            log.video(
                 f"preview/{number:02d}",
                 path,
                 frames=clip.frames,
                 fps=clip.request.fps,
                 step=state.step,
             )
-        self._log.event("preview", step=state.step, path=folder.relative_to(self._run))
+        log.event("preview", step=state.step, path=folder.relative_to(run))

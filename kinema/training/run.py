@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,12 @@ from kinema.checkpoint.folder import checkpoint_folders
 from kinema.checkpoint.run import Checkpoint, clean_leftovers, new_run_folder
 from kinema.config.errors import ConfigError, KinemaError
 from kinema.config.recipe import load_recipe
-from kinema.config.settings import from_dict
 from kinema.data.manifest import Manifest
 from kinema.data.plan import render_plan
-from kinema.generation.config import PipelineConfig
 from kinema.parallel.world import World, open_world
 from kinema.telemetry.run_log import RunLog, say
 from kinema.telemetry.spans import Spans
-from kinema.training.components import components
+from kinema.training.components import describe_model, pipeline_config, weights_seen_from
 from kinema.training.config import TextToVideoTask, TrainRecipe
 from kinema.training.ema import EMA
 from kinema.training.feed import Feed
@@ -145,25 +144,20 @@ def train(
         if previous and previous.checkpoint:
             state.restore(previous.checkpoint, data_position=not start.from_scratch)
 
+        previewer = None
+        if recipe.preview and vae and world.is_main:
+            config = pipeline_config(recipe, vae_weights=None, data=feed.seen)
+            previewer = Previewer(recipe.preview, config, vae.network, world.device)
+
         continued = previous.run if previous and not start.from_scratch else None
         run = continued or _new_run_folder(recipe, world)
         about = identity(recipe, manifest.fingerprint, world.size)
-        parts = components(
-            recipe,
-            run,
-            vae_weights=vae.weights if vae else None,
-            sizes=feed.trained_sizes(),
-            fps=feed.fps(),
-        )
         log = None
         if world.is_main:
             _describe(run, recipe, about, start, previous, state.step)
             log = stack.enter_context(_open_log(run, recipe, state.step if continued else None))
             _announce(log, recipe, feed, state, [*notes, *(previous.notes if previous else [])])
-        on_preview = None
-        if recipe.preview and log and vae:
-            config = from_dict(PipelineConfig, parts, where="components.json")
-            on_preview = Previewer(recipe, config, vae.network, run, log, world.device)
+        vae_weights = weights_seen_from(run, vae.weights) if vae and vae.weights else None
         trainer = Trainer(
             recipe,
             world,
@@ -175,10 +169,10 @@ def train(
             spans=spans,
             stop=stop,
             about=about,
-            components=parts,
+            components=describe_model(recipe, vae_weights=vae_weights, data=feed.seen),
             saved_step=state.step if continued and state.step else None,
             on_step=on_step,
-            on_preview=on_preview,
+            on_preview=partial(previewer.make, run=run, log=log) if previewer and log else None,
         )
         finished = trainer.run()
         if log is not None:

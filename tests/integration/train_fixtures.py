@@ -1,0 +1,26 @@
+"""A handful of real clips and the smallest recipe over them, for tests of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kinema.config.recipe import load_recipe
+from kinema.data.index import index_folder
+from kinema.data.world import WorldSpec, write_world
+from kinema.training.config import TrainRecipe
+
+
+def write_clips(folder: Path, *, count: int = 24, seed: int = 0) -> Path:
+    """A manifest of `count` clips of 16x16, 7 frames each."""
+    spec = WorldSpec(seed=seed, count=count, size=16, frames=7, hold_out=4)
+    captions = write_world(folder / "clips", spec)
+    manifest = folder / "clips.parquet"
+    index_folder(folder / "clips", manifest, captions=captions, workers=1)
+    return manifest
+
+
+def smoke(manifest: Path, outputs: Path, *overrides: str, name: str = "tiny/smoke") -> TrainRecipe:
+    """`tiny/smoke` over the clips; overrides as on the command line."""
+    places = [f"data.path='{manifest}'", f"outputs='{outputs}'"]
+    places += ["tracking.tensorboard=false", "ckpt_every=100"]
+    return load_recipe(name, TrainRecipe, [*places, *overrides])

@@ -172,4 +172,5 @@ def _normalise(frames: np.ndarray[Any, Any]) -> Floats:
     result = np.ascontiguousarray(frames.transpose(3, 0, 1, 2), dtype=np.float32)
     result /= 127.5
     result -= 1
+    np.clip(result, -1, 1, out=result)  # rounding of the weights may go beyond by one bit
     return result

@@ -70,7 +70,7 @@ def lay_out(
     slots, levels = _choose_levels(-by_cost[0], by_cost[1], spread, price, world_size, missing)
     slots = slots[_interleave(levels, draws.bits(key, 2))]
     repeated = slots >= total
-    slots = np.where(repeated, (slots - total) % total, slots)
+    slots = np.where(repeated, slots - total, slots)
     ranks = np.argsort(draws.bits(key ^ np.uint64(3), np.arange(slots.size)).reshape(slots.shape))
     return Layout(
         bucket=bucket,
@@ -136,18 +136,18 @@ def _choose_levels(
     Args:
         costs: the different costs of micro-batches, descending.
         cost_of: [M] index into `costs`.
-        missing: how many of the cheapest micro-batches appear again, as M, M + 1, ...
+        missing: how many of the cheapest micro-batches stand a second time.
 
     Returns:
-        [S, W] micro-batch (or M + i for a repeated one) of every slot; [S] level of the step.
+        [S, W] micro-batch of every slot (plus M where it is a repeat); [S] level of the step.
     """
     best: tuple[float, Ints, Ints] | None = None
     for width in LEVEL_WIDTHS:
         level = _levels(costs, width)[cost_of]
         order = np.argsort(level + spread, kind="stable")
-        repeats = np.arange(missing) + len(order)
-        slots = np.concatenate([order, repeats]).reshape(-1, world_size)
-        first = np.minimum(slots[:, 0], len(order) - 1)
+        cheapest = order[::-1][np.arange(missing) % len(order)]
+        slots = np.concatenate([order, cheapest + len(order)]).reshape(-1, world_size)
+        first = slots[:, 0] % len(order)
         reached = balance(price[slots % len(order)])
         if best is None or reached > best[0]:
             best = (reached, slots, level[first])

@@ -32,6 +32,7 @@ class BucketPlan:
     tokens: int | None
     """Transformer tokens of all its samples; None where no transformer trains."""
     flops: float
+    """Of all its micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,14 @@ def make_plan(
 
 
 def _bucket_plans(laid: Epoch, order: SampleOrder, tokens: Tokens | None) -> list[BucketPlan]:
-    count = len(order.table.buckets)
-    samples = np.bincount(laid.layout.bucket, weights=laid.layout.size, minlength=count)
-    batches = np.bincount(laid.layout.bucket[laid.layout.slots].ravel(), minlength=count)
+    layout, count = laid.layout, len(order.table.buckets)
+    samples = np.bincount(layout.bucket, weights=layout.size, minlength=count)
+    batches = np.bincount(layout.bucket[layout.slots].ravel(), minlength=count)
+    worked = np.bincount(
+        layout.bucket[layout.slots].ravel(),
+        weights=layout.size[layout.slots].ravel(),
+        minlength=count,
+    )
     return [
         BucketPlan(
             resolution=b.resolution,
@@ -120,7 +126,7 @@ def _bucket_plans(laid: Epoch, order: SampleOrder, tokens: Tokens | None) -> lis
             samples=int(samples[b.index]),
             micro_batches=int(batches[b.index]),
             tokens=int(samples[b.index]) * tokens(b) if tokens else None,
-            flops=float(samples[b.index]) * order.flops(b),
+            flops=float(worked[b.index]) * order.flops(b),
         )
         for b in order.table.buckets
         if samples[b.index]
@@ -132,22 +138,32 @@ def _notes(laid: Epoch, buckets: list[BucketPlan], order: SampleOrder) -> list[s
     ranks = order.world_size * order.accumulation
     if laid.num_repeated:
         notes.append(
-            f"{laid.num_repeated} micro-batches of {laid.num_micro_batches} repeat others: "
-            f"{laid.num_rows} rows do not fill {laid.num_steps} step(s) of {ranks} micro-batches. "
-            "Repeats do not count in the loss."
+            f"{laid.num_repeated} of {counted(laid.num_micro_batches, 'micro-batch')} repeat "
+            f"others, without counting in the loss: {counted(laid.num_rows, 'clip')} cannot fill "
+            f"{counted(laid.num_steps, 'step')} of {counted(ranks, 'micro-batch')}"
         )
     full = sum(-(-b.samples // b.max_batch) for b in buckets)
     if full < ranks and not laid.num_repeated:
         notes.append(
-            f"the epoch is less than one step: {full} full micro-batches for {ranks} ranks; "
-            "they are split into smaller ones"
+            f"the epoch is less than one step: {counted(full, 'full micro-batch')} for "
+            f"{counted(ranks, 'rank')}, so they are split into smaller ones"
         )
     used = {(b.resolution, b.num_frames) for b in buckets}
-    unused = {(b.resolution, b.frames) for b in order.table.buckets} - used
-    if unused:
-        names = ", ".join(f"{r} {n}" for r, n in sorted(unused))
-        notes.append(f"buckets (resolution, frames) that get no clip: {names}")
+    unused = dict.fromkeys((b.resolution, b.frames) for b in order.table.buckets)
+    names = [f"{r} {_length(n)}" for r, n in unused if (r, n) not in used]
+    if names:
+        notes.append(f"buckets without a clip: {', '.join(names)}")
     return notes
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 step`, `2,000 steps`, `3 micro-batches`."""
+    plural = "es" if thing.endswith("ch") else "s"
+    return f"{number:,} {thing}{'' if number == 1 else plural}"
+
+
+def _length(frames: int) -> str:
+    return "image" if frames == 1 else f"{frames} frames"
 
 
 def render_plan(plan: Plan, *, width: int = 100) -> str:
@@ -184,8 +200,9 @@ def _totals(plan: Plan) -> list[str]:
     lines += [f"  left out: {count:,} {name}" for name, count in plan.dropped.items()]
     accumulated = f" x {plan.accumulation} accumulated" if plan.accumulation > 1 else ""
     lines.append(
-        f"{plan.steps_per_epoch:,} steps of {plan.world_size} ranks{accumulated}, "
-        f"{plan.micro_batches:,} micro-batches, on average {plan.fill:.1%} full"
+        f"{counted(plan.steps_per_epoch, 'step')} of {counted(plan.world_size, 'rank')}"
+        f"{accumulated}, {counted(plan.micro_batches, 'micro-batch')}, "
+        f"on average {plan.fill:.1%} full"
     )
     lines.append(f"step balance {plan.step_balance:.3f} (mean over maximum cost of the ranks)")
     tokens = "" if plan.tokens is None else f"{quantity(plan.tokens)} tokens, "

@@ -113,6 +113,16 @@ def test_costly_micro_batches_shrink_first_to_fill_the_last_step() -> None:
     assert np.unique(laid.size[laid.bucket == 0]).tolist() == [7, 8]
 
 
+def test_repeats_are_the_cheapest() -> None:
+    laid = lay_out(
+        np.array([2, 2]), np.array([4, 4]), np.array([10, 1]),
+        world_size=6, accumulation=1, key=draws.key(0),
+    )  # fmt: skip
+    assert laid.slots.shape == (1, 6)
+    assert laid.bucket[laid.slots[laid.repeated]].tolist() == [1, 1]
+    assert len(set(laid.slots[laid.repeated].tolist())) == 2
+
+
 def cost_of_slots(laid: Epoch) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """[steps, ranks] FLOPs, through the public door."""
     return np.array(

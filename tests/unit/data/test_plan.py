@@ -112,8 +112,9 @@ def test_a_set_too_small_for_one_step_repeats_and_says_so() -> None:
     plan = make_plan(generated(5), order)
     assert plan.steps_per_epoch == 1
     assert plan.repeated_micro_batches == 11
-    assert "11 micro-batches of 16 repeat others" in render_plan(plan)
+    assert "11 of 16 micro-batches repeat others" in render_plan(plan)
     assert plan.tokens is None
+    assert sum(b.flops for b in plan.buckets) == pytest.approx(plan.flops_per_epoch)
 
 
 def test_micro_batches_split_over_the_ranks_are_told() -> None:
@@ -128,7 +129,7 @@ def test_micro_batches_split_over_the_ranks_are_told() -> None:
     plan = make_plan(clips, SampleOrder(clips, table, cost, seed=0, world_size=8))
     assert [b.micro_batches for b in plan.buckets] == [8]
     assert plan.repeated_micro_batches == 0
-    assert "less than one step: 1 full micro-batches for 8 ranks" in render_plan(plan)
+    assert "less than one step: 1 full micro-batch for 8 ranks" in render_plan(plan)
 
 
 def test_nothing_to_train_on_is_an_error(clips: Path, tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_buckets_without_clips_are_named() -> None:
     table = BucketTable({"144p": {51: (1.0, 4), 5000: (1.0, 1)}})
     clips = generated(50, images=0)
     order = SampleOrder(clips, table, lambda b: 1.0, seed=0, world_size=2)
-    assert "get no clip: 144p 5000" in render_plan(make_plan(clips, order))
+    assert "without a clip: 144p 5000 frames" in render_plan(make_plan(clips, order))
 
 
 def test_explain_a_row_by_number_and_by_path(clips: Path) -> None:

@@ -47,7 +47,9 @@ def demo(
     result = run_demo(out, config)
     print(result.report)
     if result.accuracy is not None:
-        verdict = "" if result.passed else f", below the {WANTED_ACCURACY:.0%} that a demo must reach"
+        verdict = (
+            "" if result.passed else f", below the {WANTED_ACCURACY:.0%} that a demo must reach"
+        )
         if quick:
             verdict = " (a smoke run: not expected to be right)"
         print(f"colour right in {result.accuracy:.0%} of the prompts{verdict}", file=sys.stderr)

@@ -57,23 +57,13 @@ def run_demo(folder: Path, config: DemoConfig) -> DemoResult:
     }
     if own:
         del work["render"], work["measure"]
-    units = _units(config)
+    total = sum(_SECONDS[name] for name in work)
     with Progress(_title(config), total=100, unit="%") as bar:
-        shown = 0.0
+        budget = _Budget(bar, total, _units(config))
         for number, (name, stage) in enumerate(work.items(), 1):
-            weight = _WEIGHTS[name]
-            note = f"{number}/{len(work)} {name}"
-            bar.advance(0, note=note)
-            start, part = shown, weight / sum(_WEIGHTS[n] for n in work) * 100
-
-            def on_done(n: int, part: float = part, name: str = name, note: str = note) -> None:
-                nonlocal shown
-                shown = min(shown + n / units[name] * part, start + part)
-                bar.advance(int(shown) - bar.done, note=note)
-
-            state.run(name, partial(stage, on_done))
-            shown = start + part
-            bar.advance(int(shown + 1e-9) - bar.done, note=note)
+            budget.start(name, f"{number}/{len(work)} {name}")
+            state.run(name, partial(stage, budget.count))
+            budget.finish()
     report = write_report(folder, config, state)
     accuracy = None if own else float(state.result("measure")["accuracy"])
     demanded = accuracy is not None and not config.quick
@@ -81,7 +71,7 @@ def run_demo(folder: Path, config: DemoConfig) -> DemoResult:
     return DemoResult(report, accuracy, passed)
 
 
-_WEIGHTS = {
+_SECONDS = {
     "render": 12.0,
     "index": 4.0,
     "check": 6.0,
@@ -93,7 +83,34 @@ _WEIGHTS = {
     "reconstruct": 4.0,
     "overview": 1.0,
 }
-"""How long the stages take compared with each other: about seconds on two quiet cores."""
+"""About how long the stages take on two quiet cores: their shares of the bar."""
+
+
+class _Budget:
+    """The bar over all stages: each has its share, and some count within it."""
+
+    def __init__(self, bar: Progress, total: float, units: dict[str, int]) -> None:
+        self._bar, self._total, self._units = bar, total, units
+        self._before = 0.0
+        self._stage, self._note, self._counted = "", "", 0
+
+    def start(self, stage: str, note: str) -> None:
+        self._stage, self._note, self._counted = stage, note, 0
+        self._bar.advance(0, note=note)
+
+    def count(self, n: int) -> None:
+        """`n` more of the stage's steps are done."""
+        self._counted += n
+        share = min(self._counted / self._units[self._stage], 1.0)
+        self._show(self._before + share * _SECONDS[self._stage])
+
+    def finish(self) -> None:
+        self._before += _SECONDS[self._stage]
+        self._show(self._before)
+
+    def _show(self, seconds: float) -> None:
+        percent = round(100 * seconds / self._total)
+        self._bar.advance(percent - self._bar.done, note=self._note)
 
 
 def _units(config: DemoConfig) -> dict[str, int]:

@@ -27,6 +27,10 @@ COST_UNITS = 10**6
 """Costs are rounded to this many parts of the largest: the order must not hang on the last bit."""
 
 
+ORDER_VERSION = 1
+"""Goes up when the same inputs give another order: positions saved before mean nothing then."""
+
+
 class OrderMismatchError(KinemaError):
     """A saved position belongs to other data."""
 
@@ -222,6 +226,7 @@ class SampleOrder:
         before = self._restored[1] if epoch == self._restored[0] else ()
         now = Segment(self.world_size, self.accumulation, step, self._costs)
         return {
+            "version": ORDER_VERSION,
             "manifest": self.manifest.fingerprint,
             "rows": len(self.manifest.kept),
             "buckets": self.table.settings,
@@ -254,6 +259,12 @@ class SampleOrder:
 
     def _check_same_data(self, state: dict[str, Any]) -> None:
         hint = "the data it was saved with, or --start-from-scratch to begin its data anew"
+        if state["version"] != ORDER_VERSION:
+            raise OrderMismatchError(
+                f"the saved position counts by version {state['version']} of the sample order, "
+                f"this is version {ORDER_VERSION}",
+                hint="the version of kinema it was saved with, or --start-from-scratch",
+            )
         if state["manifest"] != self.manifest.fingerprint:
             rows = len(self.manifest.kept)
             same = "as many rows, with other contents" if rows == state["rows"] else f"{rows} rows"

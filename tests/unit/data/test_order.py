@@ -216,3 +216,9 @@ def test_other_buckets_are_refused_by_name() -> None:
     stretched = SampleOrder(clips, BucketTable(SMALL, 2), lambda b: 1.0, seed=0, world_size=2)
     with pytest.raises(OrderMismatchError, match="frame_interval was 1, is 2"):
         stretched.restore(state)
+
+
+def test_position_of_another_order_is_refused() -> None:
+    order = small_order(small_clips(40), 2)
+    with pytest.raises(OrderMismatchError, match=r"version 0 .*this is version 1"):
+        order.restore(saved(order, 0, 1) | {"version": 0})

@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 
 import psutil
 
+from kinema.config.errors import KinemaError
 from kinema.media.channel import Channel
 from kinema.media.errors import MediaError
 
@@ -210,7 +211,7 @@ class _Seat:
         except EOFError:
             ending = _how_it_ended(self._dismiss())
             self._fail(task, MediaError("crashed", task.path, ending))
-        except Exception as mistake:  # a call that cannot be pickled, a worker that cannot start
+        except Exception as mistake:  # a worker that cannot start, a call that cannot be pickled
             self._dismiss()
             self._fail(task, mistake)
         else:
@@ -230,7 +231,13 @@ class _Seat:
                 if self._closed:
                     raise CancelledError
                 self._worker = _Worker()
-            self._worker.channel.receive(STARTING_S)
+            try:
+                self._worker.channel.receive(STARTING_S)
+            except (TimeoutError, EOFError):
+                raise KinemaError(
+                    f"a decode worker did not start within {STARTING_S:g} s, or died",
+                    hint="its own message, if it had one, is on stderr",
+                ) from None
         self._worker.calls += 1
         return self._worker
 

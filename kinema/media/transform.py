@@ -145,22 +145,22 @@ def _bilinear(
     Returns:
         `[T, height, width, 3]` in 0..255.
     """
-    above, below, down = _taps(frames.shape[1], ratios[0], offset[0], size[0])
-    left, right, across = _taps(frames.shape[2], ratios[1], offset[1], size[1])
-    down, across = down[:, None, None], across[:, None]
-    rows = (1 - down) * frames[:, above] + down * frames[:, below]
-    result: Floats = (1 - across) * rows[:, :, left] + across * rows[:, :, right]
-    return result
+    rows = _along(frames, 1, ratios[0], offset[0], size[0])
+    return _along(rows, 2, ratios[1], offset[1], size[1])
 
 
-def _taps(
-    have: int, ratio: float, offset: int, want: int
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], Floats]:
-    """For each scaled pixel the two source pixels it lies between and the second one's weight."""
+def _along(values: np.ndarray[Any, Any], axis: int, ratio: float, offset: int, want: int) -> Floats:
+    """Interpolate along one axis: each new pixel lies between two old ones."""
+    have = values.shape[axis]
     source = np.maximum((np.arange(offset, offset + want) + 0.5) * ratio - 0.5, 0)
     first = np.minimum(source.astype(np.int64), have - 1)
     second = np.minimum(first + 1, have - 1)
-    return first, second, (source - first).astype(np.float32)
+    weight = (source - first).astype(np.float32).reshape(-1, *[1] * (values.ndim - axis - 1))
+    low = values.take(first, axis).astype(np.float32, copy=False)
+    result: Floats = values.take(second, axis) - low
+    result *= weight
+    result += low
+    return result
 
 
 def _resize_image(picture: Image.Image, size: tuple[int, int]) -> Pixels:
@@ -172,5 +172,5 @@ def _normalise(frames: np.ndarray[Any, Any]) -> Floats:
     result = np.ascontiguousarray(frames.transpose(3, 0, 1, 2), dtype=np.float32)
     result /= 127.5
     result -= 1
-    np.clip(result, -1, 1, out=result)  # rounding of the weights may go beyond by one bit
+    np.clip(result, -1, 1, out=result)  # interpolated values may go beyond by one bit
     return result

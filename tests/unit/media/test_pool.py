@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
+from kinema.config.errors import KinemaError
 from kinema.media.errors import MediaError
 from kinema.media.pool import DecodePool
 from kinema.media.probe import probe
@@ -181,6 +182,15 @@ def test_workers_are_replaced_after_some_calls_and_when_they_grow() -> None:
         assert pool.submit(calls.keep, HERE, 300 << 20).result() == first
         assert pool.submit(calls.pid, HERE).result() != first
         assert not psutil.pid_exists(first)
+
+
+def test_workers_that_cannot_start_are_not_taken_for_bad_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with DecodePool(1, 5) as pool, pytest.raises(KinemaError, match="did not start") as caught:
+        pool.submit(calls.pid, HERE).result()
+    assert not isinstance(caught.value, MediaError)
 
 
 def test_closing_cancels_what_is_not_done() -> None:

@@ -15,16 +15,14 @@ class Draws:
     Attributes:
         seed: of the run.
         epoch: counted from 0.
-        step: of the epoch, counted from 0.
-        micro: which of the step's micro-batches over all ranks. Two ranks with one micro-batch
-            each draw the same numbers as one rank with two.
+        row: the micro-batch's first row of the manifest, which comes once an epoch: numbers do
+            not depend on which rank works on it, nor in which of its accumulated micro-batches.
         device: of the tensors drawn; numbers differ between kinds of devices.
     """
 
     seed: int
     epoch: int
-    step: int
-    micro: int
+    row: int
     device: torch.device
 
     def generator(self, purpose: str, device: str | None = None) -> torch.Generator:
@@ -33,7 +31,7 @@ class Draws:
         Args:
             device: another than that of the tensors.
         """
-        key = f"{self.seed}/{purpose}/{self.epoch}/{self.step}/{self.micro}"
+        key = f"{self.seed}/{purpose}/{self.epoch}/{self.row}"
         digest = hashlib.sha256(key.encode()).digest()
         generator = torch.Generator(device or self.device)
         return generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -144,7 +144,7 @@ class Trainer:
             epoch, start = state.position
             num_steps, batches = self._data.epoch(epoch, start)
             for index in range(start, num_steps):
-                updated, stopped = self.train_step(batches, epoch, index)
+                updated, stopped = self.train_step(batches, epoch)
                 state.position = (epoch, index + 1) if index + 1 < num_steps else (epoch + 1, 0)
                 state.epoch = epoch
                 if updated:
@@ -177,7 +177,7 @@ class Trainer:
 
     # One step
 
-    def train_step(self, batches: Iterator[Batch], epoch: int, index: int) -> tuple[bool, bool]:
+    def train_step(self, batches: Iterator[Batch], epoch: int) -> tuple[bool, bool]:
         """One optimizer update from `accumulation` micro-batches of every rank.
 
         Each micro-batch weighs the same, whatever its size: the gradient is the mean over
@@ -185,7 +185,7 @@ class Trainer:
 
         Args:
             batches: this rank's micro-batches.
-            epoch, index: position of the step in the data.
+            epoch: of the data.
 
         Returns:
             Whether the weights were updated (with fp16 an overflow skips the update), and
@@ -206,7 +206,8 @@ class Trainer:
             self._gradients.expect(last=i == self.recipe.accumulation - 1)
             self._report_unreadable(batch)
             if not batch.empty:
-                micros.append(self._forward_backward(batch, self._draws(epoch, index, i)))
+                draws = Draws(self.recipe.seed, epoch, int(batch.rows[0]), self._world.device)
+                micros.append(self._forward_backward(batch, draws))
         with self._spans("reduce"):
             own_norm = self._gradients.finish()
 
@@ -221,10 +222,6 @@ class Trainer:
                 self._refuse(micros, float(own_norm))
             updated = self._update(norm, outcome)
         return updated, outcome.stop
-
-    def _draws(self, epoch: int, index: int, i: int) -> Draws:
-        micro = self._world.rank * self.recipe.accumulation + i
-        return Draws(self.recipe.seed, epoch, index, micro, self._world.device)
 
     def _forward_backward(self, batch: Batch, draws: Draws) -> _Micro:
         device = self._world.device.type

@@ -144,9 +144,10 @@ def train(
         if previous and previous.checkpoint:
             state.restore(previous.checkpoint, data_position=not start.from_scratch)
 
+        seen = feed.seen
         previewer = None
         if recipe.preview and vae and world.is_main:
-            config = pipeline_config(recipe, vae_weights=None, data=feed.seen)
+            config = pipeline_config(recipe, vae_weights=None, data=seen)
             previewer = Previewer(recipe.preview, config, vae.network, world.device)
 
         continued = previous.run if previous and not start.from_scratch else None
@@ -169,7 +170,7 @@ def train(
             spans=spans,
             stop=stop,
             about=about,
-            components=describe_model(recipe, vae_weights=vae_weights, data=feed.seen),
+            components=describe_model(recipe, vae_weights=vae_weights, data=seen),
             saved_step=state.step if continued and state.step else None,
             on_step=on_step,
             on_preview=partial(previewer.make, run=run, log=log) if previewer and log else None,

@@ -1,0 +1,90 @@
+"""Several processes train as one would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from kinema.checkpoint.run import Checkpoint
+from kinema.checkpoint.weights import iterate_tensors
+from tests.integration.train_fixtures import write_clips
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All scenarios of `rank_driver`, run once."""
+    folder = tmp_path_factory.mktemp("ranks")
+    manifest = write_clips(folder)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.rank_driver", str(manifest), str(folder / "out")],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "out"
+
+
+def newest(runs: Path, name: str) -> Checkpoint:
+    return Checkpoint.open(runs / name / "000-smoke")
+
+
+def rows(runs: Path, name: str, epoch: int) -> Counter[int]:
+    lines = [json.loads(line) for line in (runs / name / "rows.jsonl").read_text().splitlines()]
+    return Counter(row for line in lines if line["epoch"] == epoch for row in line["rows"])
+
+
+def test_two_ranks_equal_one_of_the_same_global_batch(runs: Path) -> None:
+    assert newest(runs, "whole").step == newest(runs, "alone").step == 5
+    two, one = (dict(iterate_tensors(newest(runs, n).path)) for n in ("whole", "alone"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6)
+    losses = [
+        [json.loads(line)["loss"] for line in (runs / n / "000-smoke" / "log.jsonl").open()]
+        for n in ("whole", "alone")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_two_ranks_resume_bit_for_bit(runs: Path) -> None:
+    whole, resumed = newest(runs, "whole"), newest(runs, "resumed")
+    assert resumed.step == 5
+    for section in ("model", "ema"):
+        assert whole.section_hash(section) == resumed.section_hash(section)  # type: ignore[arg-type]
+    assert whole.state["data"] == resumed.state["data"]
+
+
+def test_every_clip_comes_once_an_epoch_also_when_ranks_change_in_the_middle(runs: Path) -> None:
+    everything = Counter(range(24))
+    assert rows(runs, "whole", 0) == everything
+    assert rows(runs, "fewer", 0) == everything
+    assert newest(runs, "fewer").state["world_size"] == 1
+
+
+def test_a_rank_whose_loss_is_not_finite_stops_all(runs: Path) -> None:
+    folder = runs / "spoiled"
+    texts = [(folder / f"error-{rank}.txt").read_text() for rank in range(2)]
+    assert texts[0] == texts[1]
+    assert "step 1" in texts[0]
+    assert "rank 1" in texts[0]
+    assert "rank 0" not in texts[0]
+    assert newest(runs, "spoiled").step == 1
+    report = json.loads((folder / "000-smoke" / "nonfinite-step1.json").read_text())
+    assert [one["rank"] for one in report["ranks"]] == [1]
+
+
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(runs: Path) -> None:
+    stopped = newest(runs, "stopped")
+    assert stopped.step < 5
+    assert "stopped by" in (runs / "stopped" / "000-smoke" / "events.jsonl").read_text()

@@ -12,11 +12,8 @@ from kinema.data.manifest import Manifest
 from kinema.media.errors import MediaError
 from kinema.media.pool import DecodePool
 from kinema.media.probe import probe
-from kinema.media.read import read_frames
+from kinema.media.read import count_by_decoding
 from kinema.telemetry.progress import Progress
-
-COUNTING_SIZE = (16, 16)
-"""Decoded frames are scaled to this for counting, so that a long video fits in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +36,7 @@ def decode_fully(path: Path) -> tuple[int, int, int]:
     info = probe(path)
     if info.kind == "image":
         return 1, info.height, info.width
-    frames = read_frames(path, None, size=COUNTING_SIZE)
-    return len(frames), info.height, info.width
+    return count_by_decoding(path), info.height, info.width
 
 
 def check_manifest(

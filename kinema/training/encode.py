@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from kinema.data.text_cache import TextCache
-    from kinema.models.text import TextEncoder
-    from kinema.models.vae import VideoVAE
+from kinema.config.settings import to_dict
+from kinema.data.manifest import Manifest
+from kinema.data.text_cache import TextCache, TextCacheWriter
+from kinema.models.build import build_text_encoder
+from kinema.models.config import HashTextConfig, T5TextConfig
+from kinema.models.text import TextEncoder
+from kinema.models.vae import VideoVAE
+from kinema.telemetry.progress import Progress
 
 
 class TextSource:
@@ -60,3 +63,31 @@ def encode_latents(vae: VideoVAE, video: Tensor, generator: torch.Generator) -> 
     """
     latents: Tensor = vae.encode(video, noise=generator)
     return latents.float()
+
+
+def write_text_cache(
+    manifest: Manifest,
+    config: HashTextConfig | T5TextConfig,
+    path: Path,
+    *,
+    dtype: str = "float16",
+    batch_size: int = 256,
+) -> None:
+    """Encode every caption of a manifest into a cache that `text_cache` of a recipe names.
+
+    Args:
+        path: the folder to make; appears when it is complete.
+        dtype: `float16` or `float32`.
+
+    Raises:
+        KinemaError: the encoder cannot run.
+    """
+    encoder = build_text_encoder(config)
+    writer = TextCacheWriter(path, manifest, to_dict(config), dim=config.dim, dtype=dtype)
+    total = len(manifest)
+    with writer as cache, Progress("encoding captions", total=total, unit="caption") as bar:
+        for start in range(0, total, batch_size):
+            rows = range(start, min(start + batch_size, total))
+            found = encoder.encode([manifest.text(row) for row in rows])
+            cache.append(found.y[:, 0].numpy(), found.mask.numpy())
+            bar.advance(len(rows))

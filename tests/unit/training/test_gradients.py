@@ -81,8 +81,7 @@ def _rank_main(folder: Path) -> None:
         means.zero()
         for i in range(2):
             means.expect(last=i == 1)
-            loss = network(_input(world.rank * 2 + i)).square().mean()
-            (loss * (float("nan") if (world.rank, i) == (1, 9) else 1.0) / 2).backward()
+            (network(_input(world.rank * 2 + i)).square().mean() / 2).backward()
         own = means.finish()
         result = {
             "grads": [p.grad.tolist() for p in network.parameters() if p.grad is not None],

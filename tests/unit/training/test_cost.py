@@ -1,0 +1,44 @@
+"""The one formula of a step's cost."""
+
+from __future__ import annotations
+
+import pytest
+
+from kinema.config.recipe import load_recipe
+from kinema.data.buckets import Bucket
+from kinema.training.config import TrainRecipe
+from kinema.training.cost import bucket_cost, tokens_per_clip
+
+WORLD = Bucket(0, "64x64", 17, 1.0, 64, 64, 8)
+
+
+def cost(*overrides: str, name: str = "opensora-1.2/stage1") -> float:
+    return bucket_cost(load_recipe(name, TrainRecipe, list(overrides)))(WORLD)
+
+
+def test_text_to_video_is_model_autoencoder_and_text_encoder() -> None:
+    recipe = load_recipe("opensora-1.2/stage1", TrainRecipe)
+    assert recipe.model is not None
+    assert recipe.text is not None
+    assert recipe.recompute
+    forward = recipe.model.forward_flops(recipe.vae.latent_size(17, 64, 64), 300)
+    encode = recipe.vae.encode_flops(17, 64, 64)
+    text = recipe.text.encode_flops()
+    assert text > 0
+    assert cost() == pytest.approx(4 * forward + encode + text)
+    assert cost("recompute=false") == pytest.approx(3 * forward + encode + text)
+    assert cost("text_cache=somewhere") == pytest.approx(4 * forward + encode)
+
+
+def test_an_autoencoder_encodes_and_decodes() -> None:
+    vae = load_recipe("tiny/vae", TrainRecipe).vae
+    both = vae.encode_flops(17, 64, 64) + vae.decode_flops(17, 64, 64)
+    assert cost(name="tiny/vae") == pytest.approx(3 * both)
+    assert cost("recompute=true", name="tiny/vae") == pytest.approx(4 * both)
+
+
+def test_tokens_are_those_of_the_transformer() -> None:
+    tokens = tokens_per_clip(load_recipe("tiny/world", TrainRecipe))
+    assert tokens is not None
+    assert tokens(WORLD) == 5 * 8 * 8
+    assert tokens_per_clip(load_recipe("tiny/vae", TrainRecipe)) is None

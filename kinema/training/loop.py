@@ -75,6 +75,15 @@ class _Outcome:
     stop: bool
 
 
+@dataclass
+class _Pace:
+    """What this process itself has done since its last record."""
+
+    start: float
+    samples: int = 0
+    steps: int = 0
+
+
 class Trainer:
     """One run on one rank.
 
@@ -124,7 +133,7 @@ class Trainer:
         self._keys = _keys(data.labels, task.parts)
         self._skipped = 0  # updates in a row that fp16 overflow has cost
         self._saved_step = saved_step
-        self._window_start = time.perf_counter()
+        self._pace = _Pace(time.perf_counter())
 
     # The run
 
@@ -255,6 +264,7 @@ class Trainer:
         total = dict(zip(seen, summed.tolist(), strict=True))
 
         grad_finite = not total["bad gradients"]
+        self._pace.samples += int(total["samples"])
         self.state.window.add(total, grad_norm=float(norm) if grad_finite else None)
         return _Outcome(not total["bad losses"], grad_finite, bool(total["stop"]))
 
@@ -270,6 +280,7 @@ class Trainer:
         if state.ema is not None:
             state.ema.update(state.model)
         state.step += 1
+        self._pace.steps += 1
         return True
 
     def _refuse(self, micros: list[_Micro], own_norm: float) -> NoReturn:
@@ -309,15 +320,16 @@ class Trainer:
 
     def _write_record(self) -> dict[str, Any]:
         state, now = self.state, time.perf_counter()
-        passed, self._window_start = now - self._window_start, now
+        pace, self._pace = self._pace, _Pace(now)
         phases = self._spans.take()
-        seconds = passed - phases.get("save", 0.0) - phases.get("preview", 0.0)
+        aside = phases.get("save", 0.0) + phases.get("preview", 0.0)
+        seconds = now - pace.start - aside
         lr = learning_rate(self.recipe.optim.schedule, self.recipe.optim.lr, state.step - 1)
         record = {"step": state.step, "epoch": state.epoch, **state.window.record()}
         record |= {
             "lr": lr,
-            "samples_per_s": state.window.samples / seconds,
-            "step_s": seconds / state.window.steps,
+            "samples_per_s": pace.samples / seconds,
+            "step_s": seconds / pace.steps,
             "data_wait_pct": 100.0 * phases.get("data", 0.0) / seconds,
         }
         if state.scaler.is_enabled():

@@ -19,7 +19,6 @@ class Window:
     micro_batches: dict[str, int] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)
     """Sums of what the task reports besides its loss."""
-    samples: int = 0
     unreadable: int = 0
     """Clips left out because their file could not be read."""
     grad_norm: float = 0.0
@@ -31,7 +30,7 @@ class Window:
         """Add a step.
 
         Args:
-            seen: sums over ranks: `loss/BUCKET`, `count/BUCKET`, `part/NAME`, `samples`,
+            seen: sums over ranks: `loss/BUCKET`, `count/BUCKET`, `part/NAME`,
                 `unreadable`; other keys do not count.
             grad_norm: None where fp16 overflowed.
         """
@@ -42,7 +41,6 @@ class Window:
                 self.losses[name] = self.losses.get(name, 0.0) + seen[f"loss/{name}"]
             elif kind == "part":
                 self.parts[name] = self.parts.get(name, 0.0) + value
-        self.samples += int(seen["samples"])
         self.unreadable += int(seen["unreadable"])
         if grad_norm is not None:
             self.grad_norm += grad_norm

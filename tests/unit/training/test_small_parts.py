@@ -48,7 +48,7 @@ def test_a_window_continues_after_a_resume() -> None:
         "loss/b": 5.0,
         "unreadable": 2,
     }
-    assert (window.samples, window.steps) == (14, 1)
+    assert window.steps == 1
 
 
 def test_keys_that_may_change_exist() -> None:

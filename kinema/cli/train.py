@@ -36,14 +36,14 @@ def _command(task: str) -> Callable[..., None]:
         recipe: Annotated[
             str | None,
             typer.Argument(
-                metavar="[RECIPE]",
+                metavar="RECIPE",
                 help="Name (tiny/world) or file; may be left out with --load.",
             ),
         ] = None,
         overrides: Annotated[
             list[str] | None,
             typer.Argument(
-                metavar="[KEY=VALUE]",
+                metavar="KEY=VALUE",
                 help="Changes to the recipe: optim.lr=3e-4, or --data.num_workers 2.",
             ),
         ] = None,

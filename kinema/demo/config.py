@@ -26,7 +26,7 @@ class DemoConfig:
     @property
     def clips(self) -> int:
         """Clips of the world that are rendered."""
-        return 48 if self.quick else 400
+        return 36 if self.quick else 400
 
     @property
     def prompts(self) -> int:
@@ -36,18 +36,17 @@ class DemoConfig:
     @property
     def vae_overrides(self) -> list[str]:
         """Changes to the recipe `tiny/vae`."""
-        if not self.quick:
-            return [f"seed={self.seed}"]
-        return [f"seed={self.seed}", "max_steps=12", "log_every=2"]
+        quick = [_SMALL_BATCH, "max_steps=6", "log_every=1"] if self.quick else []
+        return [f"seed={self.seed}", *quick]
 
     @property
     def model_overrides(self) -> list[str]:
         """Changes to the recipe `tiny/world`."""
-        if not self.quick:
-            return [f"seed={self.seed}"]
-        return [f"seed={self.seed}", "max_steps=6", "log_every=1", "diffusion.num_sampling_steps=8"]
+        quick = [_SMALL_BATCH, "max_steps=4", "log_every=1", "diffusion.num_sampling_steps=6"]
+        return [f"seed={self.seed}", *(quick if self.quick else [])]
 
 
+_SMALL_BATCH = 'data.buckets={"64x64": {17: [1.0, 4]}}'
 WANTED_ACCURACY = 0.8
 """Fraction of prompts whose colour must come out, or the demo fails."""
 CLIP_FPS = 8.0

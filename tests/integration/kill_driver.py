@@ -77,7 +77,7 @@ def main() -> None:
         if not wait_for(child, beat, state):
             break
         # A save takes tens of milliseconds; between saves lie some steps.
-        time.sleep(rng.uniform(0.0, 0.05 if state == "saving" else 1.0))
+        time.sleep(rng.uniform(0.0, 0.05 if state == "saving" else 0.2))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         killed[state] += 1

@@ -107,7 +107,7 @@ def main() -> None:
     run("resumed", 2, "max_steps=2", eps)
     shutil.copytree(OUTPUTS / "resumed", OUTPUTS / "fewer")
     run("resumed", 2, "max_steps=5", eps, load=True)
-    run("fewer", 1, "max_steps=1000", eps, load=True)
+    run("fewer", 1, "max_steps=1000", "epochs=1", eps, load=True)
     run("alone", 1, "max_steps=5", "accumulation=2", eps)
     run("spoiled", 2, "max_steps=5", "ckpt_every=1", spoil=1)
     run("stopped", 2, "max_steps=5", stop=0)

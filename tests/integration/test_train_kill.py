@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def drive(manifest: Path, outputs: Path, seed: int, attempts: int) -> dict[str, object]:
-    settings = ["max_steps=60", "ckpt_every=3", "epochs=20", "keep_checkpoints=2", "log_every=4"]
+    settings = ["max_steps=90", "ckpt_every=3", "epochs=20", "keep_checkpoints=2", "log_every=4"]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "tests.integration.kill_driver", str(manifest), str(outputs)),
@@ -46,7 +46,7 @@ def test_killed_ten_times_the_weights_are_the_same(tmp_path: Path) -> None:
     # A kill in the moment of its making may leave an empty run folder.
     (one,), (other,) = ((p.parent for p in (tmp_path / n).glob("0*/run.json")) for n in NAMES)
     first, second = Checkpoint.open(one), Checkpoint.open(other)
-    assert first.step == second.step == 60
+    assert first.step == second.step == 90
     for section in ("model", "ema"):
         assert first.section_hash(section) == second.section_hash(section)  # type: ignore[arg-type]
     assert first.state["data"] == second.state["data"]

@@ -92,6 +92,9 @@ class VAETask:
     type: Literal["vae"]
     kl_weight: float = 1e-6
     """Weight of the KL term, which is the mean over the elements of the latent."""
+    start: Literal["random", "block-means"] = "random"
+    """Weights before the first step. "block-means" starts small autoencoders as nearly linear, so
+    that minutes of training suffice: `kinema.models.vae_init`."""
 
     def __post_init__(self) -> None:
         if self.kl_weight < 0:

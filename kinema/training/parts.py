@@ -17,6 +17,7 @@ from kinema.data.text_cache import TextCache
 from kinema.models.build import build_text_encoder, build_transformer, build_vae
 from kinema.models.config import VideoVAEConfig
 from kinema.models.vae import VideoVAE
+from kinema.models.vae_init import start_as_block_means
 from kinema.parallel.recompute import apply_recompute
 from kinema.training.config import RANDOM_WEIGHTS, TrainRecipe, VAETask
 from kinema.training.encode import TextSource
@@ -42,7 +43,10 @@ def build_model(recipe: TrainRecipe, device: torch.device) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         if isinstance(recipe.task, VAETask):
-            model: nn.Module = build_vae(recipe.vae)
+            vae = build_vae(recipe.vae)
+            if recipe.task.start == "block-means":
+                start_as_block_means(vae)
+            model: nn.Module = vae
         else:
             assert recipe.model is not None
             model = build_transformer(recipe.model)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -85,12 +86,22 @@ class Case:
         rule = self.entry["tolerance"]
         return 0.0 if rule == "exact" else float(rule["abs"] + rule["rel_of_max"] * maximum)
 
+    def check_each(self, compute: Mapping[str, Callable[[], Tensor]]) -> None:
+        """`check` those of the named tensors that the case has, and compute no others."""
+        for name, run in compute.items():
+            if self.has(name):
+                self.check(name, run())
+
     def unchecked(self) -> set[str]:
         """Expected tensors that no `check` looked at."""
         if self.entry["kind"] != "safetensors":
             return set()
-        expected = {k for k in self.tensors if k.startswith(("out.", "grad."))}
-        return expected - self.checked
+        return {name for name in self.tensors if is_expected(name)} - self.checked
+
+
+def is_expected(tensor: str) -> bool:
+    """Whether our code has to give a tensor of that name."""
+    return tensor.startswith(("out.", "grad."))
 
 
 Adapter = Callable[[Case], None]
@@ -117,14 +128,39 @@ def find_adapter(entry: dict[str, Any]) -> Adapter | None:
     return found[0] if found else None
 
 
+class GoldenError(Exception):
+    """A folder that holds no cases."""
+
+
 def load_cases(folder: Path) -> list[Case]:
-    entries = json.loads((folder / "manifest.json").read_text())["cases"]
-    by_name = {e["name"]: e for e in entries}
+    """All cases of a folder.
+
+    Raises:
+        GoldenError: no manifest there, or not one of this format.
+    """
+    manifest = folder / "manifest.json"
+    try:
+        entries = json.loads(manifest.read_text())["cases"]
+        by_name = {e["name"]: e for e in entries}
+        for entry in entries:
+            missing = {"name", "file", "kind", "official", "tolerance"} - entry.keys()
+            if missing:
+                raise GoldenError(f"{manifest}: {entry['name']} has no {min(missing)}")
+    except OSError as error:
+        raise GoldenError(f"{manifest} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GoldenError(f"{manifest} is no manifest of golden cases: {error!r}") from None
+    if not entries:
+        raise GoldenError(f"{manifest} lists no cases")
+    if len(by_name) < len(entries):
+        raise GoldenError(f"{manifest} gives several cases the same name")
     return [Case(folder, e, by_name) for e in entries]
 
 
-def only_weights(case: Case) -> bool:
-    """A file that only holds weights for other cases is not a case."""
-    if case.entry["kind"] != "safetensors":
+def only_holds_inputs(case: Case) -> bool:
+    """A file that only holds weights or inputs for other cases is not a case."""
+    file = case.folder / case.entry["file"]
+    if case.entry["kind"] != "safetensors" or not file.is_file():
         return False
-    return not any(k.startswith(("out.", "grad.")) for k in case.entry.get("tensors", {}))
+    with safe_open(file, "pt") as tensors:
+        return not any(is_expected(name) for name in tensors.keys())  # noqa: SIM118

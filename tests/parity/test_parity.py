@@ -11,7 +11,7 @@ import pkgutil
 import pytest
 
 from tests.parity import adapters
-from tests.parity.case import Case, find_adapter, load_cases, only_weights
+from tests.parity.case import Case, GoldenError, find_adapter, load_cases, only_holds_inputs
 from tests.parity.exceptions import DEFECTS_NOT_COPIED
 
 for _module in pkgutil.iter_modules(adapters.__path__):
@@ -19,8 +19,11 @@ for _module in pkgutil.iter_modules(adapters.__path__):
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    folder = metafunc.config.getoption("--golden")
-    cases = [c for c in load_cases(folder) if not only_weights(c)]
+    try:
+        cases = load_cases(metafunc.config.getoption("--golden"))
+    except GoldenError as error:
+        raise pytest.fail.Exception(f"--golden: {error}", pytrace=False) from None
+    cases = [c for c in cases if not only_holds_inputs(c)]
     metafunc.parametrize("case", cases, ids=[c.name for c in cases])
 
 

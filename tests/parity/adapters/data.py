@@ -32,6 +32,8 @@ RELEASED_FPS = 24.0
 @adapter(r"opensora\.datasets\.aspect$", kind="json")
 def aspect_tables(case: Case) -> None:
     table = case.table()
+    assert table["ASPECT_RATIOS"]
+    assert table["get_closest_ratio"]
     for name, want in table["ASPECT_RATIOS"].items():
         ours = NAMED[name]
         assert ours.pixels == want["pixels"], name
@@ -82,7 +84,9 @@ def _num_frames(length: str | int) -> int:
 
 @adapter(r"^\S+ Bucket$", kind="json")
 def bucket_tables(case: Case) -> None:
-    for name, want in case.table().items():
+    wanted = case.table()
+    assert wanted
+    for name, want in wanted.items():
         table = BucketTable(_settings(want["bucket_config"]))
         ordinals = {
             (found.name, length.frames): length.ordinal
@@ -129,8 +133,12 @@ def sampler_batches(case: Case) -> None:
     """Samples and batches per bucket. The order of batches, and so the hashes, are ours; what the
     original does on a resume is its own, ours is in tests/unit/data/test_order.py."""
     want = case.table()
-    source = next(e for e in case.siblings.values() if e["file"] in case.entry["notes"])
+    # Only the notes say which table of clips it was.
+    sources = [e for e in case.siblings.values() if e["file"] in case.entry["notes"]]
+    assert len(sources) == 1, case.entry["notes"]
+    source = sources[0]
     columns = Case(case.folder, source, case.siblings)
+    assert want["runs"]
     sizes = [columns.input(n).numpy() for n in ("num_frames", "height", "width")]
     for run in want["runs"]:
         table = BucketTable(

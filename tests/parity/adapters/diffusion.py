@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from typing import Literal, cast
+import re
+from dataclasses import dataclass, fields
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,13 @@ from torch import Tensor, nn
 from kinema.config.settings import from_dict
 from kinema.diffusion.config import FrameMaskConfig, FrameMaskKind, RectifiedFlowConfig
 from kinema.diffusion.masks import frame_mask, pick_kind
-from kinema.diffusion.rectified_flow import RectifiedFlow, guided, shift
+from kinema.diffusion.rectified_flow import (
+    SHIFT_BASE_FRAMES,
+    SHIFT_BASE_PIXELS,
+    RectifiedFlow,
+    guided,
+    shift,
+)
 from kinema.training.config import OneCycleSchedule, WarmupSchedule
 from kinema.training.ema import EMA
 from kinema.training.schedule import learning_rate
@@ -25,18 +33,53 @@ def opensora_latent_frames(num_frames: Tensor, *, image: bool) -> Tensor:
     return torch.ones_like(num_frames) if image else num_frames // 17 * 5
 
 
-def stub(x: Tensor, t: Tensor, y: Tensor | None, x_mask: Tensor | None) -> Tensor:
-    """The formula that stands for the network in these cases (`config.stub` spells it out)."""
-    a = 0.3 * x + 0.1 + 0.001 * t[:, None, None, None, None]
-    if y is not None:
-        a = a + 0.5 * y.mean(dim=tuple(range(1, y.dim())))[:, None, None, None, None]
-    if x_mask is not None:
-        a = torch.where(x_mask[:, None, :, None, None], a, 0.5 * a)
-    return torch.cat([a, -2 * a], dim=1)
+@dataclass(frozen=True)
+class Stub:
+    """The formula that stands for the network in these cases, with the case's own numbers."""
+
+    of_x: float
+    constant: float
+    of_t: float
+    of_y: float
+    clean: float
+    """Factor on clean frames."""
+    second: float
+    """Factor on the second half of the channels."""
+
+    @classmethod
+    def read(cls, text: str) -> Stub:
+        """From `config.stub`, which spells the formula out."""
+        number = r"(-?[\d.]+(?:e-?\d+)?)"
+        parts = (
+            rf"a = {number}\*x \+ {number} \+ {number}\*t\[",
+            rf"a = a \+ {number}\*y\.mean\(dim=all non-batch dims\)",
+            rf"a = where\(x_mask\[:,None,:,None,None\], a, {number}\*a\)",
+            rf"return cat\(\[a, {number}\*a\], dim=1\)",
+        )
+        numbers: list[str] = []
+        for part in parts:
+            found = re.search(part, text)
+            assert found is not None, f"the formula of the stub is another one: {text}"
+            numbers += found.groups()
+        return cls(*map(float, numbers))
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None, x_mask: Tensor | None) -> Tensor:
+        a = self.of_x * x + self.constant + self.of_t * t[:, None, None, None, None]
+        if y is not None:
+            a = a + self.of_y * y.mean(dim=tuple(range(1, y.dim())))[:, None, None, None, None]
+        if x_mask is not None:
+            a = torch.where(x_mask[:, None, :, None, None], a, self.clean * a)
+        return torch.cat([a, self.second * a], dim=1)
 
 
 @adapter(r"rectified_flow\.timestep_transform$")
 def timestep_transform_rows(case: Case) -> None:
+    config = case.config
+    # Another base of the shift is a factor on its scale.
+    pixels, base_frames = (
+        config.get("base_resolution", SHIFT_BASE_PIXELS) / SHIFT_BASE_PIXELS,
+        config.get("base_num_frames", SHIFT_BASE_FRAMES) / SHIFT_BASE_FRAMES,
+    )
     frames = case.input("num_frames")
     latent_frames = torch.where(frames == 1, 1, opensora_latent_frames(frames, image=False))
     got = shift(
@@ -44,30 +87,32 @@ def timestep_transform_rows(case: Case) -> None:
         latent_frames=latent_frames,
         height=case.input("height"),
         width=case.input("width"),
-        scale=case.input("scale"),
-        num_timesteps=case.config["num_timesteps"],
+        scale=case.input("scale") / (pixels * base_frames) ** 0.5,
+        num_timesteps=config["num_timesteps"],
     )
     assert torch.isfinite(got).all()
     # Below 17 frames the original counts 0 latent frames and sends every t to 0 or NaN.
     defect = latent_frames == 0
+    assert not defect.all()
     assert DEFECTS_NOT_COPIED.allows(case.official, "out.t below 17 frames")
     case.check("out.t", torch.where(defect, case.tensors["out.t"], got))
 
 
 @adapter(r"^v1\.2 timestep_transform$")
 def timestep_transform_batch(case: Case) -> None:
-    for suffix in ("", "_b"):
-        if not case.has(f"out.t{suffix}"):
-            continue
-        frames = case.input(f"num_frames{suffix}")
-        latent_frames = opensora_latent_frames(frames, image=bool(frames[0] == 1))
+    def of_row(name: str, suffix: str) -> Tensor:
+        return case.input(name + suffix if case.has(f"in.{name}{suffix}") else name)
+
+    for name in case.group("out"):  # t, t_b, ...
+        suffix = name.removeprefix("t")
+        frames = of_row("num_frames", suffix)
         got = shift(
-            case.input("t"),
-            latent_frames=latent_frames,
-            height=case.input("height"),
-            width=case.input("width"),
+            of_row("t", suffix),
+            latent_frames=opensora_latent_frames(frames, image=bool(frames[0] == 1)),
+            height=of_row("height", suffix),
+            width=of_row("width", suffix),
         )
-        case.check(f"out.t{suffix}", got)
+        case.check(f"out.{name}", got)
 
 
 @adapter(r"RFlowScheduler \(t=None path")
@@ -97,31 +142,40 @@ def sample_t(case: Case) -> None:
 
 @adapter(r"RFLOW\.training_losses")
 def training_losses(case: Case) -> None:
-    flow = RectifiedFlow(
-        from_dict(RectifiedFlowConfig, {"num_timesteps": case.config["num_timesteps"]})
-    )
-    x0, noise, y, mask = (case.input(k) for k in ("x_start", "noise", "y", "mask"))
-    t, t_int = case.input("t"), case.input("t_int")
+    flow = RectifiedFlow(flow_config(case.config))
+    stub = Stub.read(case.config["stub"])
+    x0, noise = case.input("x_start"), case.input("noise")
+    y = case.input("y") if case.has("in.y") else None
 
-    case.check("out.x_t", flow.add_noise(x0, noise, t))
-    case.check("out.x_t_mask", flow.add_noise(x0, noise, t, mask))
-
-    def loss(t: Tensor, mask: Tensor | None, weight: Tensor | None = None) -> Tensor:
-        prediction = stub(flow.add_noise(x0, noise, t, mask), t, y, mask)
+    def loss(t: str, *, masked: bool = False, weighted: bool = False) -> Tensor:
+        timesteps = case.input(t)
+        mask = case.input("mask") if masked else None
+        weight = case.input("weights")[timesteps] if weighted else None
+        prediction = stub(flow.add_noise(x0, noise, timesteps, mask), timesteps, y, mask)
         return flow.loss(prediction, x0, noise, mask=mask, weight=weight)
 
-    case.check("out.loss", loss(t, None))
-    case.check("out.loss_mask", loss(t, mask))
-    weight = case.input("weights")[t_int]
-    case.check("out.loss_weights", loss(t_int, None, weight))
-    case.check("out.loss_weights_mask", loss(t_int, mask, weight))
+    case.check_each(
+        {
+            "out.x_t": lambda: flow.add_noise(x0, noise, case.input("t")),
+            "out.x_t_mask": lambda: flow.add_noise(x0, noise, case.input("t"), case.input("mask")),
+            "out.loss": lambda: loss("t"),
+            "out.loss_mask": lambda: loss("t", masked=True),
+            "out.loss_weights": lambda: loss("t_int", weighted=True),
+            "out.loss_weights_mask": lambda: loss("t_int", masked=True, weighted=True),
+        }
+    )
+
+
+def flow_config(given: dict[str, Any]) -> RectifiedFlowConfig:
+    """Of a case's settings, those that are the flow's."""
+    ours = {field.name for field in fields(RectifiedFlowConfig)}
+    return from_dict(RectifiedFlowConfig, {k: v for k, v in given.items() if k in ours})
 
 
 @adapter(r"RFLOW\.sample$")
 def sample(case: Case) -> None:
     config = case.config
-    fields = ("num_timesteps", "use_discrete_timesteps", "use_timestep_transform")
-    flow = RectifiedFlow(from_dict(RectifiedFlowConfig, {k: config[k] for k in fields}))
+    flow, stub = RectifiedFlow(flow_config(config)), Stub.read(config["stub"])
     z, frames = case.input("z"), case.input("num_frames")
     timesteps = flow.sampling_timesteps(
         config["num_sampling_steps"],
@@ -140,19 +194,22 @@ def sample(case: Case) -> None:
         cond, uncond = stub(both, t2, y, mask2).chunk(2)
         return guided(cond, uncond, config["cfg_scale"])
 
-    masked = case.has("in.mask")
     got = flow.sample(
         velocity,
         z,
         timesteps,
-        mask=case.input("mask") if masked else None,
-        noise=(lambda step: case.input("noise")[step]) if masked else None,
+        mask=case.input("mask") if case.has("in.mask") else None,
+        noise=(lambda step: case.input("noise")[step]) if case.has("in.noise") else None,
     )
-    case.check("out.z", got)
-    case.check("out.t_seen", torch.stack([s["t"] for s in seen]))
-    case.check("out.model_input_last", seen[-1]["x"])
-    if masked:
-        case.check("out.x_mask_seen", torch.stack([s["x_mask"] for s in seen]))
+    assert len(seen) == config["num_sampling_steps"]
+    case.check_each(
+        {
+            "out.z": lambda: got,
+            "out.t_seen": lambda: torch.stack([s["t"] for s in seen]),
+            "out.model_input_last": lambda: seen[-1]["x"],
+            "out.x_mask_seen": lambda: torch.stack([s["x_mask"] for s in seen]),
+        }
+    )
 
 
 class PythonDraws:
@@ -186,6 +243,7 @@ def _row(mask: Tensor) -> str:
 def mask_generator(case: Case) -> None:
     table = case.table()
     draws = PythonDraws()
+    assert table["per_type"]
     for kind, num_frames, seed, want in table["per_type"]:
         _seed(seed)
         draws.unit()  # the original picks a kind even where there is only one
@@ -255,6 +313,7 @@ def ema(case: Case) -> None:
     parameters, start = case.group("in.model"), case.group("in.ema")
     model = nn.Module()
     for name, value in parameters.items():
+        # Only the names tell what is a buffer and what does not train.
         if name.startswith("buf"):
             model.register_buffer(name, value.clone())
         else:
@@ -265,7 +324,10 @@ def ema(case: Case) -> None:
     average.update(model)
     for name, value in average.state_dict().items():
         case.check(f"out.ema.{name}", value)
-    with torch.no_grad():
-        model.get_parameter("a").add_(1.0)
+    # Then 1 is added to the parameters that a second update is recorded for.
+    for name in case.group("out.ema2"):
+        with torch.no_grad():
+            model.get_parameter(name).add_(1.0)
     average.update(model)
-    case.check("out.ema2.a", average.state_dict()["a"])
+    for name in case.group("out.ema2"):
+        case.check(f"out.ema2.{name}", average.state_dict()[name])

@@ -23,12 +23,33 @@ from kinema.models.layers import CrossAttention, RMSNorm, SelfAttention
 from kinema.models.stdit3 import CaptionEmbedder, FinalLayer, STDiT3, STDiT3Block
 from tests.parity.case import Case, adapter
 
+NAMED_SIZES = {
+    "XL_2": {"depth": 28, "hidden_size": 1152, "num_heads": 16},
+    "3B_2": {"depth": 28, "hidden_size": 1872, "num_heads": 26},
+}
+"""What the original's functions `STDiT3_<name>` stand for."""
+NO_EFFECT = (
+    "input_size",
+    "drop_path",
+    "enable_flash_attn",
+    "enable_layernorm_kernel",
+    "enable_sequence_parallelism",
+    "only_train_temporal",
+)
+"""Arguments of the original that change nothing in evaluation, and that ours does not have."""
 
-@adapter(r"v1\.2 STDiT3_XL_2", kind="json")
+
+def config_of(given: dict[str, Any], **more: Any) -> STDiT3Config:
+    plain = {name: value for name, value in given.items() if name not in NO_EFFECT}
+    return from_dict(STDiT3Config, plain | more)
+
+
+@adapter(r"v1\.2 STDiT3_\w+$", kind="json")
 def keys(case: Case) -> None:
     table = case.table()
+    size = NAMED_SIZES[case.official.partition("STDiT3_")[2]]
     with torch.device("meta"):
-        model = STDiT3(from_dict(STDiT3Config, case.config))
+        model = STDiT3(config_of(case.config, **size))
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     constant = {name for name, p in model.named_parameters() if not p.requires_grad}
     kinds = dict.fromkeys(trained, "param") | dict.fromkeys(constant, "param, never trained")
@@ -41,12 +62,12 @@ def keys(case: Case) -> None:
     assert sum(p.numel() for p in model.parameters()) == table["num_parameters"]
 
 
-@adapter(r"v1\.2 opensora\.models\.stdit\.stdit3\.STDiT3")
+@adapter(r"v1\.2 opensora\.models\.stdit\.stdit3\.STDiT3", kind="safetensors")
 def forward(case: Case) -> None:
     # Only the notes say which case ran in bf16; only the shape, which came with packed text.
     half = "bfloat16" in case.entry.get("notes", "")
     packed = {"skip_y_embedder": True} if case.input("y").ndim == 3 else {}
-    model = STDiT3(from_dict(STDiT3Config, case.config | packed)).eval()
+    model = STDiT3(config_of(case.config, **packed)).eval()
     model.load_state_dict(case.group("weight"), strict=True)
     call = case.entry["call"]
     inputs = {name: case.input(name) for name in (*call["args"], *call["kwargs"])}
@@ -56,17 +77,19 @@ def forward(case: Case) -> None:
         inputs = {
             name: x.bfloat16().float() if x.is_floating_point() else x for name, x in inputs.items()
         }
-    if case.has("grad.in.x"):
-        inputs["x"].requires_grad_()
+    gradients = case.group("grad")
+    for name in gradients:
+        if name.startswith("in."):
+            inputs[name.removeprefix("in.")].requires_grad_()
     out = model(**inputs)
     assert out.dtype == torch.float32
     case.check("out.x", out)
-    if case.has("in.R"):
+    if gradients:
         (out * case.input("R")).sum().backward()
-        case.check("grad.in.x", _gradient(inputs["x"]))
-        for name in case.group("grad"):
-            if name != "in.x":
-                case.check(f"grad.{name}", _gradient(model.get_parameter(name)))
+    for name in gradients:
+        of_input = name.startswith("in.")
+        tensor = inputs[name.removeprefix("in.")] if of_input else model.get_parameter(name)
+        case.check(f"grad.{name}", _gradient(tensor))
 
 
 def _gradient(tensor: Tensor) -> Tensor:
@@ -90,7 +113,10 @@ def components(case: Case) -> None:
 
 
 def _embeddings(case: Case, dim: int) -> None:
-    case.check("out.timestep_embedding_256", sinusoids(case.input("t"), 256))
+    for name in case.group("out"):
+        if name.startswith("timestep_embedding_"):
+            channels = int(name.rpartition("_")[2])
+            case.check(f"out.{name}", sinusoids(case.input("t"), channels))
     for i, (rows, columns, scale, base) in enumerate(case.config["pos2d_grid"]):
         got = position_embedding(dim, rows, columns, scale=torch.tensor(scale), base_size=base)
         case.check(f"out.pos2d.{i}", got[None])
@@ -154,7 +180,8 @@ def _final_layer(case: Case, dim: int) -> None:
 
 def _block(case: Case, dim: int) -> None:
     head = case.config["rope_dim"]
-    config = STDiT3Config(hidden_size=dim, num_heads=dim // head)
+    mlp_ratio = case.tensors["weight.block.mlp.fc1.bias"].numel() / dim
+    config = STDiT3Config(hidden_size=dim, num_heads=dim // head, mlp_ratio=mlp_ratio)
     block = _loaded(STDiT3Block(config, temporal=True), case, "block")
     rotation_of = _loaded(RotaryEmbedding(head), case, "rope")
     x, text, mask = (

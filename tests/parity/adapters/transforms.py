@@ -22,21 +22,25 @@ from tests.parity.case import Case, adapter
 def transforms(case: Case) -> None:
     frames = case.input("clip").permute(0, 2, 3, 1).numpy()  # [T, 3, H, W] -> [T, H, W, 3]
     height, width = case.config["size"]
-    side = case.config["center_size"]
-    results = {
-        "out.resize_crop": lambda: resize_crop(frames, (height, width)).swapaxes(0, 1),
-        "out.image_resize_crop": lambda: image_resize_crop(frames[0], (height, width))[:, 0],
-        "out.center": lambda: center_crop(frames, side).swapaxes(0, 1),
-        "out.image_center": lambda: image_center_crop(frames[0], side)[:, 0],
-    }
-    for name, compute in results.items():
-        if case.has(name):
-            case.check(name, torch.from_numpy(compute()))
+    size = (height, width)
+    side = case.config.get("center_size", 0)
+    case.check_each(
+        {
+            "out.resize_crop": lambda: torch.from_numpy(resize_crop(frames, size).swapaxes(0, 1)),
+            "out.image_resize_crop": lambda: torch.from_numpy(
+                image_resize_crop(frames[0], size)[:, 0]
+            ),
+            "out.center": lambda: torch.from_numpy(center_crop(frames, side).swapaxes(0, 1)),
+            "out.image_center": lambda: torch.from_numpy(image_center_crop(frames[0], side)[:, 0]),
+        }
+    )
 
 
 @adapter(r"temporal_random_crop")
 def temporal_random_crop(case: Case) -> None:
-    for seed, total, num_frames, frame_interval, want in case.table()["rows"]:
+    rows = case.table()["rows"]
+    assert rows
+    for seed, total, num_frames, frame_interval, want in rows:
         last = last_crop_start(total, num_frames, frame_interval)
         start = random.Random(seed).randint(0, last)
         try:

@@ -12,14 +12,34 @@ from kinema.models.config import VAE2DConfig, VideoVAEConfig
 from kinema.models.vae import SpatialVAE, VideoVAE
 from tests.parity.case import Case, adapter
 
-# Fields of the original's settings that ours does not have, and the only value it supports.
-FIXED_2D = {"in_channels": 3, "out_channels": 3, "act_fn": "silu"}
-IGNORED_2D = ("sample_size", "scaling_factor", "down_block_types", "up_block_types")
+FIXED_2D = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "act_fn": "silu",
+    "mid_block_add_attention": True,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+}
+"""Settings of diffusers' class that ours does not have, and the only value it supports."""
+BLOCKS_2D = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+IGNORED_2D = (
+    "sample_size",
+    "scaling_factor",
+    "shift_factor",
+    "latents_mean",
+    "latents_std",
+    "force_upcast",
+)
+"""Settings that the class stores for its users; they change nothing in it."""
 OURS = ("micro_frame_size", "micro_batch_size", "shift", "scale", "spatial_scaling")
 
 
 def config_2d(given: dict[str, Any]) -> dict[str, Any]:
-    plain = {k: v for k, v in given.items() if k not in IGNORED_2D}
+    # Names that begin with "_" say which class and version wrote the settings.
+    plain = {k: v for k, v in given.items() if k not in IGNORED_2D and not k.startswith("_")}
+    for key, name in BLOCKS_2D.items():
+        blocks = plain.pop(key, [name])
+        assert set(blocks) == {name}, f"{key} with others than {name} are not supported"
     for key, value in FIXED_2D.items():
         assert plain.pop(key, value) == value, f"{key} other than {value} is not supported"
     return plain
@@ -58,30 +78,31 @@ def video_vae(case: Case) -> None:
             return
         z = case.input("z") if case.has("in.z") else vae.encode(video)
         size = vae.config.latent_size(*video.shape[2:])
+        assert z.shape[2:] == size
         outputs = {
             "out.z_mean": lambda: vae.encode(video),
             "out.z_sample": lambda: vae.encode(video, noise=noise),
             "out.x_z_mean": lambda: vae.spatial_vae.encode(video),
             "out.video": lambda: vae.decode(z, video.shape[2]),
         }
-        for name, run in outputs.items():
-            if case.has(name):
-                got = run()
-                case.check(name, got)
-                assert not name.startswith("out.z_") or got.shape[2:] == size
+        case.check_each(outputs)
 
 
 def training_forward(
     case: Case, vae: VideoVAE, video: Tensor, noise: tuple[Tensor | None, Tensor | None]
 ) -> None:
     got = vae(video, noise=noise)
-    case.check("out.x_rec", got.video)
-    case.check("out.x_z_rec", got.spatial_latents_rec)
-    case.check("out.z", got.z)
-    case.check("out.x_z", got.spatial_latents)
-    case.check("out.mean", got.posterior.mean)
-    case.check("out.logvar", got.posterior.logvar)
-    case.check("out.kl", got.posterior.kl())
+    case.check_each(
+        {
+            "out.x_rec": lambda: got.video,
+            "out.x_z_rec": lambda: got.spatial_latents_rec,
+            "out.z": lambda: got.z,
+            "out.x_z": lambda: got.spatial_latents,
+            "out.mean": lambda: got.posterior.mean,
+            "out.logvar": lambda: got.posterior.logvar,
+            "out.kl": lambda: got.posterior.kl(),
+        }
+    )
 
 
 @adapter(r"v1\.2 VideoAutoencoderKL$", kind="safetensors")
@@ -90,7 +111,7 @@ def spatial_vae(case: Case) -> None:
     vae = SpatialVAE(
         config,
         scaling=VideoVAEConfig().spatial_scaling,  # whatever the 2D settings say
-        micro_batch_size=case.config["micro_batch_size"],
+        micro_batch_size=case.config.get("micro_batch_size"),
     )
     weights = case.group("weight")
     prefix = "spatial_vae."
@@ -98,15 +119,22 @@ def spatial_vae(case: Case) -> None:
         weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     vae.eval().load_state_dict(weights, strict=True)
     video = case.input("video")
+    noise = case.input("noise_spatial") if case.has("in.noise_spatial") else None
+    noise = None if noise is None else per_video(noise, len(video))
+    outputs = {
+        "out.z_mean": lambda: vae.encode(video),
+        "out.z_sample": lambda: vae.encode(video, noise),
+        "out.video": lambda: vae.decode(case.input("z")),
+    }
     with torch.no_grad():
-        noise = per_video(case.input("noise_spatial"), len(video))
-        case.check("out.z_sample", vae.encode(video, noise))
-        case.check("out.video", vae.decode(case.input("z")))
+        case.check_each(outputs)
 
 
 @adapter(r"v1\.2 VideoAutoencoderPipeline\.get_latent_size$", kind="json")
 def latent_size(case: Case) -> None:
-    for row in case.table():
+    rows = case.table()
+    assert rows
+    for row in rows:
         config = VideoVAEConfig(micro_frame_size=row["micro_frame_size"])
         # The original passes an unknown size through as None; ours are always known.
         known = config.latent_size(*(64 if n is None else n for n in row["input"]))

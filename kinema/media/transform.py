@@ -152,10 +152,13 @@ def _bilinear(
 def _along(values: np.ndarray[Any, Any], axis: int, ratio: float, offset: int, want: int) -> Floats:
     """Interpolate along one axis: each new pixel lies between two old ones."""
     have = values.shape[axis]
-    source = np.maximum((np.arange(offset, offset + want) + 0.5) * ratio - 0.5, 0)
+    # Rounded where PyTorch's float32 kernel (with fused multiply-add) rounds: finer positions would
+    # differ from its result by more and more towards the far edges of large pictures.
+    source = (np.arange(offset, offset + want) + 0.5) * np.float64(np.float32(ratio)) - 0.5
+    source = np.maximum(source.astype(np.float32), 0)
     first = np.minimum(source.astype(np.int64), have - 1)
     second = np.minimum(first + 1, have - 1)
-    weight = (source - first).astype(np.float32).reshape(-1, *[1] * (values.ndim - axis - 1))
+    weight = (source - first.astype(np.float32)).reshape(-1, *[1] * (values.ndim - axis - 1))
     low = values.take(first, axis).astype(np.float32, copy=False)
     result: Floats = values.take(second, axis) - low
     result *= weight

@@ -20,6 +20,8 @@ from kinema.config.settings import Path, build, dotted, to_dict
 
 T = TypeVar("T")
 RECIPES = FilePath(__file__).resolve().parent.parent / "recipes"
+COMMAND_LINE = "command line"
+"""Where an override was written."""
 
 
 class _Replace(dict[str, Any]):
@@ -59,11 +61,18 @@ class Source:
     lines: dict[Path, str] = field(default_factory=dict)
 
     def locate(self, path: Path) -> str:
-        for length in range(len(path), -1, -1):
-            if path[:length] in self.lines:
-                place = self.lines[path[:length]]
-                return f"{place}: {dotted(path)}" if path else place
-        return dotted(path) or "recipe"
+        """File, line and key; names overrides below it, as they may be what is wrong."""
+        place = next(
+            self.lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.lines
+        )
+        below = [
+            dotted(key)
+            for key, written in self.lines.items()
+            if written == COMMAND_LINE and len(key) > len(path) and key[: len(path)] == path
+        ]
+        if path and below:
+            place += f" with {', '.join(below)} from the {COMMAND_LINE}"
+        return f"{place}: {dotted(path)}" if path else place
 
 
 def recipe_names() -> list[str]:
@@ -97,7 +106,7 @@ def read_source(name: str, overrides: list[str] | None = None) -> Source:
     for path, value in parse_overrides(overrides or []):
         _merge(source.data, _nest(path, value))
         source.lines = {k: v for k, v in source.lines.items() if k[: len(path)] != path}
-        source.lines[path] = "command line"
+        source.lines[path] = COMMAND_LINE
     return source
 
 
@@ -135,18 +144,18 @@ def parse_overrides(tokens: list[str]) -> list[tuple[Path, Any]]:
         if not equals:
             if not token.startswith("--"):
                 raise ConfigError(
-                    f"{token!r} is not an override", where="command line", hint="write KEY=VALUE"
+                    f"{token!r} is not an override", where=COMMAND_LINE, hint="write KEY=VALUE"
                 )
             if not rest:
-                raise ConfigError(f"{token!r} needs a value", where="command line")
+                raise ConfigError(f"{token!r} needs a value", where=COMMAND_LINE)
             text = rest.pop(0)
         if not key or not all(key.split(".")):
-            raise ConfigError(f"{token!r} has no key", where="command line", hint="KEY=VALUE")
+            raise ConfigError(f"{token!r} has no key", where=COMMAND_LINE, hint="KEY=VALUE")
         try:
             value = yaml.load(text, Loader=_Loader)
         except yaml.YAMLError as error:
             raise ConfigError(
-                f"{text!r} is not a YAML value: {error}", where=f"command line: {key}"
+                f"{text!r} is not a YAML value: {_problem(error)}", where=f"{COMMAND_LINE}: {key}"
             ) from None
         result.append((tuple(key.split(".")), value))
     return result
@@ -189,14 +198,27 @@ def _parse(path: FilePath) -> Source:
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"is not valid YAML: {error}", where=str(path)) from None
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"is not valid YAML: {_problem(error)}", where=where) from None
     source = Source(lines={(): str(path)})
     if node is None:
         return source
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError("a recipe is a mapping of keys to values", where=str(path))
-    source.data = _construct(node, path, (), source.lines)
+    try:
+        source.data = _construct(node, path, (), source.lines)
+    except RecursionError:
+        raise ConfigError("a value contains itself (`&` and `*`)", where=str(path)) from None
     return source
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """What YAML says is wrong, without its own idea of the place."""
+    parts = (
+        (error.context, error.problem) if isinstance(error, yaml.MarkedYAMLError) else (str(error),)
+    )
+    return ", ".join(part for part in parts if part)
 
 
 def _construct(node: yaml.Node, path: FilePath, at: Path, lines: dict[Path, str]) -> Any:
@@ -204,8 +226,10 @@ def _construct(node: yaml.Node, path: FilePath, at: Path, lines: dict[Path, str]
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = _Replace() if node.tag == "!replace" else {}
         for key_node, value_node in node.value:
-            key = str(key_node.value)
             here = f"{path}:{key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError("a key is a name or a number", where=here)
+            key = str(key_node.value)
             if key in result:
                 raise ConfigError(f"key {key!r} is given twice", where=here)
             lines[(*at, key)] = here

@@ -38,14 +38,21 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from kinema.config.errors import ConfigError
 
 T = TypeVar("T")
+MISSING = ("missing", "missing_keyword_only_argument")
+"""What pydantic calls a value that is required and not there."""
 Path = tuple[str, ...]
 """Where a value stands in a recipe: `("model", "depth")`."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def settings(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen, keyword-only, validated dataclass that refuses unknown fields."""
-    config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+    """Make `cls` a frozen, keyword-only, validated dataclass.
+
+    It refuses unknown fields, and numbers that are not finite.
+    """
+    config = ConfigDict(
+        extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
     return cast(type[T], pydantic_dataclass(frozen=True, kw_only=True, config=config)(cls))
 
 
@@ -74,7 +81,7 @@ def build(schema: type[T], data: dict[str, Any], *, locate: typing.Callable[[Pat
             return TypeAdapter(schema).validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
             problems = [
-                (_clean_location(schema, data, item["loc"]), _message(dict(item)))
+                (_clean_location(data, item["loc"], item["type"] in MISSING), _message(dict(item)))
                 for item in error.errors()
             ]
         except TypeError as error:
@@ -177,8 +184,12 @@ def _tag(schema: type) -> str | None:
     return str(get_args(hint)[0]) if _is_literal(hint) else None
 
 
-def _clean_location(schema: Any, data: Any, loc: tuple[object, ...]) -> Path:
-    """Drop what pydantic adds to a location (union tags, type names), keep the recipe's keys."""
+def _clean_location(data: Any, loc: tuple[object, ...], missing: bool) -> Path:
+    """Drop what pydantic adds to a location (union tags, type names), keep the recipe's keys.
+
+    Args:
+        missing: the last part is a key that is not in `data`.
+    """
     path: list[str] = []
     for part in loc:
         name = str(part)
@@ -186,7 +197,7 @@ def _clean_location(schema: Any, data: Any, loc: tuple[object, ...]) -> Path:
             data = next(v for k, v in data.items() if str(k) == name)
         elif isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data):
             data = data[part]
-        elif not (isinstance(data, dict) and name.isidentifier() and part is loc[-1]):
+        elif not (missing and part is loc[-1]):
             continue
         path.append(name)
     return tuple(path)
@@ -195,7 +206,9 @@ def _clean_location(schema: Any, data: Any, loc: tuple[object, ...]) -> Path:
 def _message(error: dict[str, Any]) -> str:
     kind, value = error["type"], error.get("input")
     shown = json.dumps(value, default=str)
-    if kind == "missing" or kind == "missing_keyword_only_argument":
+    if kind in MISSING:
+        if str(error["loc"][-1]).isdecimal():
+            return "has too few values"
         return "this key is required and missing"
     if kind in ("union_tag_invalid", "literal_error", "union_tag_not_found"):
         context = error.get("ctx", {})

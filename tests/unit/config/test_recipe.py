@@ -17,6 +17,10 @@ class Model:
     depth: int = 2
     rate: float = 0.5
 
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise ValueError("a model has at least one block")
+
 
 @settings
 class Other:
@@ -85,6 +89,9 @@ def test_errors_name_file_line_and_key(tmp_path: Path) -> None:
         ("model: !python/object:os.system {}\n", "not valid YAML|not known|model"),
         ("base: nothing-here\nmodel: {type: model}\n", "no recipe 'nothing-here'"),
         ("", "required"),
+        ("model:\n\ttype: 1\n", r"r\.yaml:2: is not valid YAML: while scanning"),
+        ("model: &a [*a]\n", "contains itself"),
+        ("? [a]\n: 1\n", r"r\.yaml:1: a key is a name"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path: Path, text: str, expected: str) -> None:
@@ -128,3 +135,9 @@ def test_a_wrong_override_says_so(tmp_path: Path) -> None:
         load_recipe(path, Recipe, ["model.depth=3.5"])
     with pytest.raises(ConfigError, match="did you mean 'depth'"):
         load_recipe(path, Recipe, ["--model.depht", "3"])
+
+
+def test_an_override_below_the_place_of_an_error_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "r.yaml", "model: {type: model}\n")
+    with pytest.raises(ConfigError, match=r"r\.yaml:1 with model\.depth from the command line: m"):
+        load_recipe(path, Recipe, ["model.depth=0"])

@@ -70,7 +70,7 @@ def index(
         )
     except KeyboardInterrupt:
         typer.echo("interrupted: the same command again continues from here", err=True)
-        raise
+        raise typer.Exit(130) from None
     _print_index(result, output)
 
 
@@ -79,14 +79,15 @@ def _print_index(result: IndexReport, output: Path) -> None:
     print(f"{output}: {result.rows} clips{reused}")
     captions, without = result.captions, result.without_caption
     if len(without) == result.rows:
-        print("captions: NONE found; training a text-to-video model needs them (--captions)")
+        found = "NONE found" if captions.source == "none" else f"NONE in {captions.source}"
+        print(f"captions: {found}; training a text-to-video model needs them (--captions)")
     else:
         print(f"captions: {result.rows - len(without)} clips from {captions.source}")
         if without:
             _print_some(f"without a caption (kept out of training): {len(without)}", without)
         if captions.unused:
             lines = [f"{item.path}: {item.message}" for item in captions.unused]
-            _print_some(f"captions that fit no file: {len(lines)}", lines)
+            _print_some(f"captions not used: {len(lines)}", lines)
     if result.refused:
         counts = ", ".join(f"{reason} {n}" for reason, n in result.reasons().items())
         lines = [f"{item.path}: {item.message}" for item in result.refused]

@@ -1,13 +1,28 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from kinema.doctor import NEEDED_CODECS, Finding, examine
 
 HEAVY = ("torch", "numpy", "pyarrow", "av", "PIL", "pydantic", "transformers", "wandb")
+
+
+INSIDE = """
+import sys
+from kinema.cli import main as entry
+@entry.app.command("inside")
+def inside():
+    {}
+sys.argv = ["kinema", "inside"]
+entry.main()
+"""
+"""A command that does one thing."""
 
 
 def run(code: str, *args: str) -> subprocess.CompletedProcess[str]:
@@ -70,6 +85,26 @@ entry.main()
     result = run(code)
     assert result.returncode == 1
     assert result.stderr == "error: no-such-file.bin: No such file or directory\n"
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_leaves_is_no_failure(lines: int) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run(
+        [sys.executable, "-c", INSIDE.format(f"print('line\\n' * {lines})")],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_ctrl_c_is_one_word() -> None:
+    result = run(INSIDE.format("raise KeyboardInterrupt"))
+    assert (result.returncode, result.stderr) == (130, "interrupted\n")
 
 
 def test_doctor_examines_this_machine(tmp_path: Path) -> None:

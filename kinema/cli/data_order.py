@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,7 @@ WorldSize = Annotated[int, typer.Option("--world-size", min=1, help="Number of r
 
 @data_app.command(context_settings=FREE)
 def explain(
+    context: typer.Context,
     clip: Annotated[
         str, typer.Argument(metavar="CLIP", help="A file; or with --manifest, a row or a path.")
     ],
@@ -43,7 +45,7 @@ def explain(
     from kinema.data.buckets import BucketTable
     from kinema.data.explain import explain as explain_size
 
-    table = BucketTable.from_config(_recipe(recipe, overrides).data)
+    table = BucketTable.from_config(_recipe(context, recipe, overrides).data)
     title, size, dropped_by = _clip_size(clip, manifest, data_root)
     result = explain_size(table, *size)
     print(title)
@@ -58,6 +60,7 @@ def explain(
 
 @data_app.command(context_settings=FREE)
 def plan(
+    context: typer.Context,
     manifest: ManifestPath,
     recipe: Recipe,
     overrides: Overrides = None,
@@ -73,7 +76,7 @@ def plan(
     from kinema.data.plan import make_plan, render_plan
     from kinema.training.cost import tokens_per_clip
 
-    settings = _recipe(recipe, overrides)
+    settings = _recipe(context, recipe, overrides)
     clips, order = _order(manifest, data_root, settings, world_size)
     result = make_plan(clips, order, epoch=epoch, tokens=tokens_per_clip(settings))
     print(json.dumps(result.to_dict()) if as_json else render_plan(result), end="")
@@ -83,6 +86,7 @@ def plan(
 
 @data_app.command(context_settings=FREE)
 def order(
+    context: typer.Context,
     manifest: ManifestPath,
     recipe: Recipe,
     overrides: Overrides = None,
@@ -99,7 +103,7 @@ def order(
     rank's micro-batches of one step apart. `repeated` marks a micro-batch that stands a second
     time, because there are fewer rows than ranks; it does not count in the loss.
     """
-    settings = _recipe(recipe, overrides)
+    settings = _recipe(context, recipe, overrides)
     _, orders = _order(manifest, data_root, settings, world_size)
     laid = orders.epoch(epoch)
     for step in _steps(steps, laid.num_steps):
@@ -119,11 +123,28 @@ def order(
                 print(json.dumps(line))
 
 
-def _recipe(name: str, overrides: list[str] | None) -> TrainRecipe:
+def _recipe(context: typer.Context, name: str, overrides: list[str] | None) -> TrainRecipe:
+    from kinema.config.errors import ConfigError
     from kinema.config.recipe import load_recipe
     from kinema.training.config import TrainRecipe
 
-    return load_recipe(name, TrainRecipe, overrides or [])
+    try:
+        return load_recipe(name, TrainRecipe, overrides or [])
+    except ConfigError as error:
+        near = _near_option(context, overrides or [])
+        if error.where and error.where.startswith("command line") and near and not error.hint:
+            raise ConfigError(error.what, where=error.where, hint=near) from None
+        raise
+
+
+def _near_option(context: typer.Context, overrides: list[str]) -> str | None:
+    """The option of this command that a mistyped one, taken for an override, is closest to."""
+    known = [name for parameter in context.command.params for name in parameter.opts]
+    for token in overrides:
+        written = token.partition("=")[0].replace("_", "-")
+        if written.startswith("--") and (near := get_close_matches(written, known, n=1)):
+            return near[0]
+    return None
 
 
 def _order(

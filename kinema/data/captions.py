@@ -49,6 +49,8 @@ def _from_table(folder: Path, files: list[str], table_path: Path, data_root: Pat
     table = read_table(table_path, types, hint="give a CSV with the columns path,text")
     path_name = _one_of(PATH_NAMES, table, table_path)
     text_name = _one_of(TEXT_NAMES, table, table_path)
+    if not table.num_rows:
+        raise KinemaError("has no rows", where=str(table_path))
     captions = Captions(source=str(table_path))
     wanted = set(files)
     roots = (folder, data_root, Path(os.path.abspath(table_path.parent)))

@@ -103,7 +103,7 @@ def make_plan(
         fill=laid.fill,
         tokens=sum(b.tokens or 0 for b in buckets) if tokens else None,
         flops_per_epoch=laid.flops,
-        notes=_notes(laid, buckets, order),
+        notes=[*_caption_notes(manifest, tokens), *_notes(laid, buckets, order)],
     )
 
 
@@ -131,6 +131,13 @@ def _bucket_plans(laid: Epoch, order: SampleOrder, tokens: Tokens | None) -> lis
         for b in order.table.buckets
         if samples[b.index]
     ]
+
+
+def _caption_notes(manifest: Manifest, tokens: Tokens | None) -> list[str]:
+    without = int((manifest.blank & manifest.kept).sum()) if tokens else 0
+    if not without:
+        return []
+    return [f"{counted(without, 'clip')} without a caption: text-to-video training refuses them"]
 
 
 def _notes(laid: Epoch, buckets: list[BucketPlan], order: SampleOrder) -> list[str]:
@@ -205,7 +212,7 @@ def _totals(plan: Plan) -> list[str]:
         f"on average {plan.fill:.1%} full"
     )
     lines.append(f"step balance {plan.step_balance:.3f} (mean over maximum cost of the ranks)")
-    tokens = "" if plan.tokens is None else f"{quantity(plan.tokens)} tokens, "
+    tokens = "" if plan.tokens is None else f"{quantity(plan.tokens).strip()} tokens, "
     lines.append(f"{tokens}{quantity(plan.flops_per_epoch)}FLOPs per epoch")
     return lines + [f"note: {note}" for note in plan.notes]
 

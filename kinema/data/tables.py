@@ -22,8 +22,14 @@ def check_ending(path: Path) -> str:
     """`.csv` or `.parquet`.
 
     Raises:
-        KinemaError: any other ending.
+        KinemaError: any other ending, or there is a folder of that name.
     """
+    if path.is_dir():
+        raise KinemaError(
+            "is a folder, not a table",
+            where=str(path),
+            hint=f"name a file: {path / 'manifest.parquet'}",
+        )
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         raise KinemaError(
@@ -43,11 +49,12 @@ def read_table(path: Path, types: Mapping[str, pa.DataType], *, hint: str) -> pa
         hint: what to do when the file is not there or not readable.
 
     Raises:
-        KinemaError: no such file, a folder, no readable table, a repeated column name.
+        KinemaError: no such file, a folder, no readable table, columns that are not separated by
+            commas, a repeated column name.
     """
     ending = check_ending(path)
     if not path.is_file():
-        what = "is not a file" if path.exists() else "does not exist"
+        what = "is not a regular file" if path.exists() else "does not exist"
         raise KinemaError(what, where=str(path), hint=hint)
     if path.stat().st_size == 0:
         raise KinemaError("is empty (0 bytes)", where=str(path), hint=hint)
@@ -70,15 +77,28 @@ def _read_csv(path: Path, types: Mapping[str, pa.DataType], hint: str) -> pa.Tab
             ),
         )
 
+    _check_separator(path)
     try:
         return read(threads=True)
     except pa.ArrowInvalid:
         try:
             return read(threads=False)  # only a serial reader can tell the line
         except pa.ArrowInvalid as error:
+            reason = "".join(c if c.isprintable() else "?" for c in str(error)[:200])
+            cure = "save it as UTF-8" if "UTF8" in reason else hint
             raise KinemaError(
-                f"is not a readable CSV table: {error}", where=str(path), hint=hint
+                f"is not a readable CSV table: {reason}", where=str(path), hint=cure
             ) from None
+
+
+def _check_separator(path: Path) -> None:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        header = file.readline(4096)
+    for sign, name in ((";", "semicolons"), ("\t", "tabs")):
+        if sign in header and "," not in header and header.replace("\t", "").rstrip().isprintable():
+            raise KinemaError(
+                f"its columns are separated by {name}", where=str(path), hint="save it with commas"
+            )
 
 
 def _read_parquet(path: Path, hint: str) -> pa.Table:

@@ -235,6 +235,14 @@ def test_writing_elsewhere_keeps_pointing_at_the_clips(tmp_path: Path) -> None:
         ("m.csv", b"path,path,text\na,b,c\n", "'path' is there twice"),
         ("m.csv", HEADER.encode() + b"\xff\xfe" + GOOD.encode(), "(?i)utf-?8"),
         ("m.csv", b"\x00\x01\x02\xff" * 100, "m.csv"),
+        ("m.csv", "path,text\na.mp4,café\n".encode("latin-1"), "save it as UTF-8"),
+        ("m.csv", b"path;text\na.mp4;a red, round one\n", "separated by semicolons"),
+        ("m.csv", b"path\ttext\r\na.mp4\ta\r\n", "separated by tabs"),
+        (
+            "m.csv",
+            b"path,text\na.mp4,a,b\x1b[31m\n",
+            r"Expected 2 columns, got 3: a.mp4,a,b\?\[31m",
+        ),
     ],
 )
 def test_unreadable_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -247,7 +255,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(KinemaError, match="does not exist"):
         Manifest.read(tmp_path / "m.csv")
     (tmp_path / "m.parquet").mkdir()
-    with pytest.raises(KinemaError, match="is not a file"):
+    with pytest.raises(KinemaError, match="is a folder, not a table"):
         Manifest.read(tmp_path / "m.parquet")
 
 

@@ -107,6 +107,25 @@ def test_plan_for_a_person(clips: Path) -> None:
     assert any(line.split()[:2] == ["480p", "204"] for line in text.splitlines())
 
 
+def test_plan_counts_clips_without_a_caption() -> None:
+    clips = generated(20)
+    texts = ["", "  ", *["a cat"] * 18]
+    blank = Manifest.from_columns(
+        {name: clips.table.column(name) for name in clips.table.column_names} | {"text": texts}, "."
+    ).with_dropped({0: "no_caption"})
+    order = order_of(blank, 3, 2)
+    said = "1 clip without a caption: text-to-video training refuses them"
+    assert said in make_plan(blank, order, tokens=lambda b: 1).notes
+    assert said not in make_plan(blank, order).notes
+
+
+def test_a_mistyped_option_is_told_the_right_one(clips: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'world_size'[^$]*try: --world-size"):
+        run("plan", str(clips), RECIPE, "--world_size", "8")
+    with pytest.raises(ConfigError, match="did you mean 'accumulation'"):
+        run("plan", str(clips), RECIPE, "--acumulation", "8")
+
+
 def test_a_set_too_small_for_one_step_repeats_and_says_so() -> None:
     order = order_of(generated(5), 3, 16)
     plan = make_plan(generated(5), order)

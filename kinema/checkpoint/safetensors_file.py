@@ -51,6 +51,7 @@ class SafetensorsFile:
 
     Attributes:
         shapes: shape of every tensor by name.
+        dtypes: its dtype.
 
     Raises:
         WeightsError: not a safetensors file, or cut off.
@@ -65,6 +66,7 @@ class SafetensorsFile:
             self._file.close()
             raise
         self.shapes = {name: torch.Size(e["shape"]) for name, e in self._entries.items()}
+        self.dtypes = {name: DTYPES[e["dtype"]] for name, e in self._entries.items()}
 
     def __enter__(self) -> SafetensorsFile:
         return self
@@ -99,7 +101,7 @@ class SafetensorsFile:
             header.pop("__metadata__", None)
             for name, entry in header.items():
                 self._check(name, entry)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, WeightsError):
                 raise
             raise self._error(f"has a broken header or is cut off ({error})") from None
@@ -111,6 +113,8 @@ class SafetensorsFile:
 
     def _check(self, name: str, entry: dict[str, Any]) -> None:
         begin, end = entry["data_offsets"]
+        if not all(type(n) is int for n in (begin, end, *entry["shape"])):
+            raise TypeError(f"{name} has sizes that are no whole numbers")
         if entry["dtype"] not in DTYPES:
             raise self._error(f"holds {name} as {entry['dtype']}, which is not known here")
         expected = math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize

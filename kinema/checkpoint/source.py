@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +34,7 @@ class TensorFile(Protocol):
     """One open file of tensors."""
 
     shapes: dict[str, torch.Size]
+    dtypes: dict[str, torch.dtype]
 
     def read(self, name: str) -> Tensor: ...
 
@@ -45,8 +47,10 @@ class TorchFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._tensors = {name: t for name, t in _load_torch(path).items() if isinstance(t, Tensor)}
+        data = _load_torch(path)
+        self._tensors = {str(name): t for name, t in data.items() if isinstance(t, Tensor)}
         self.shapes = {name: t.shape for name, t in self._tensors.items()}
+        self.dtypes = {name: t.dtype for name, t in self._tensors.items()}
 
     def __enter__(self) -> TorchFile:
         return self
@@ -123,9 +127,13 @@ def _load_torch(path: Path) -> dict[str, Any]:
                 raise
             data = torch.load(path, map_location="cpu", weights_only=True)  # format before 1.6
     except pickle.UnpicklingError as error:
-        first = str(error).splitlines()[0]
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))  # what it wanted to call
+        if code is None:
+            raise WeightsError(
+                "is cut off, not a PyTorch file, or holds more than tensors", where=str(path)
+            ) from None
         raise WeightsError(
-            f"holds more than tensors, which could run code when loaded: refused ({first})",
+            f"holds more than tensors, which could run code when loaded: refused ({code[1]})",
             where=str(path),
             hint="convert it to .safetensors with the program that made it",
         ) from None

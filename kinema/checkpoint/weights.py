@@ -70,14 +70,14 @@ def load_weights(
         section: which weights of a folder: `model` or `ema`.
 
     Raises:
-        WeightsError: a missing or unreadable file; names or shapes that do not match (counts, the
-            first few, and which known model the file looks like).
+        WeightsError: a missing or unreadable file; names, shapes or kinds of number that do
+            not match (counts, the first few, and which known model the file looks like).
     """
     source = Path(path)
     files = find_files(source, section)
     rename = rename or (lambda name: name)
     slots = _slots(module)
-    shapes = _shapes(files)
+    shapes, dtypes = _contents(files)
     renamed = {name: rename(name) for name in shapes}
     given = {renamed[name]: shape for name, shape in shapes.items()}
     if len(given) != len(shapes):
@@ -86,6 +86,13 @@ def load_weights(
     new = [n for n in slots if n not in given]
     unexpected = [n for n in given if n not in slots]
     wrong = [n for n in given if n in slots and given[n] != slots[n].shape]
+    # Between floating-point numbers, rounding is all that happens; integers may be quantised.
+    other = [
+        f"{renamed[n]} {dtype} in the file, {slots[renamed[n]].dtype} here"
+        for n, dtype in dtypes.items()
+        if renamed[n] in slots
+        and dtype.is_floating_point != slots[renamed[n]].dtype.is_floating_point
+    ]
     problems = [
         _problem("missing from the file", _undeclared(new, allow_new)),
         _problem("unknown to the model", _undeclared(unexpected, allow_unexpected)),
@@ -93,6 +100,7 @@ def load_weights(
             "of another shape",
             [f"{n} {list(given[n])} in the file, {list(slots[n].shape)} here" for n in wrong],
         ),
+        _problem("of another kind of number", other),
     ]
     if any(problems):
         looks_like = recognise(shapes)
@@ -192,7 +200,7 @@ class _Slot:
 
     def __init__(self, owner: nn.Module, leaf: str, tensor: Tensor) -> None:
         self.owner, self.leaf, self.tensor = owner, leaf, tensor
-        self.shape = tensor.shape
+        self.shape, self.dtype = tensor.shape, tensor.dtype
 
     @torch.no_grad()
     def fill(self, value: Tensor, device: torch.device | str | None) -> None:
@@ -216,15 +224,18 @@ def _slots(module: nn.Module) -> dict[str, _Slot]:
     return slots
 
 
-def _shapes(files: list[Path]) -> dict[str, torch.Size]:
+def _contents(files: list[Path]) -> tuple[dict[str, torch.Size], dict[str, torch.dtype]]:
+    """Shapes and dtypes of all tensors by name."""
     shapes: dict[str, torch.Size] = {}
+    dtypes: dict[str, torch.dtype] = {}
     for file in files:
         with open_tensors(file) as tensors:
             twice = next((n for n in tensors.shapes if n in shapes), None)
             if twice is not None:
                 raise WeightsError(f"{twice} is in an earlier shard as well", where=str(file))
-            shapes.update(tensors.shapes)
-    return shapes
+            shapes |= tensors.shapes
+            dtypes |= tensors.dtypes
+    return shapes, dtypes
 
 
 def _require_memory(module: nn.Module, new: list[str], slots: dict[str, _Slot]) -> None:

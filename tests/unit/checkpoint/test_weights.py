@@ -235,6 +235,8 @@ def broken_files() -> dict[str, bytes]:
         "lie.safetensors": with_header(shape=[50]),
         "negative.safetensors": with_header(data_offsets=[-400, 0]),
         "kind.safetensors": with_header(dtype="F4"),
+        "fraction.safetensors": with_header(shape=[100.0]),
+        "deep.safetensors": struct.pack("<Q", 200_000) + b"[" * 200_000,
         "list.safetensors": struct.pack("<Q", 2) + b"[]",
         "empty.pth": b"",
         "text.pth": b"<html>404 not found</html>",
@@ -253,6 +255,27 @@ def test_broken_files_give_one_clear_error(name: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as caught:
         load_weights(net(), path)
     assert name in str(caught.value)
+
+
+def test_a_page_is_not_called_dangerous(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(b"<html>404 not found</html>")
+    with pytest.raises(WeightsError, match="not a PyTorch file"):
+        load_weights(net(), path)
+
+
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    state = net().state_dict()
+    path = tmp_path / "q.safetensors"
+    save_weights(path, state | {"first.weight": torch.ones(4, 3, dtype=torch.int8)})
+    with pytest.raises(WeightsError, match="another kind of number .first.weight torch.int8"):
+        load_weights(net(), path)
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    torch.save({**net().state_dict(), 1: torch.zeros(2)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="1 tensors unknown to the model"):
+        load_weights(net(), tmp_path / "w.pth")
 
 
 def test_missing_files(tmp_path: Path) -> None:

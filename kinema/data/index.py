@@ -87,6 +87,12 @@ def index_folder(
         raise KinemaError(
             f"is not below the data root {base}", where=str(folder), hint="give a folder above it"
         )
+    if captions and Path(captions).resolve() == output.resolve():
+        raise KinemaError(
+            "the manifest would replace the captions it is made of",
+            where=str(output),
+            hint="give -o another name",
+        )
     files, refused = find_media(folder)
     texts = find_captions(folder, files, Path(captions) if captions else None, base)
     report_path = Path(report or f"{output}.report.jsonl")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ from kinema.media.write import atomic_output
 FORMAT = "kinema text cache 1"
 SHARD_BYTES = 256 << 20
 DTYPES = ("float16", "float32")
+_OWN_FILES = re.compile(r"cache\.json|index\.safetensors|tokens-\d+\.safetensors")
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -69,10 +71,14 @@ class TextCacheWriter:
             dim: channels D of an embedding.
             dtype: `float16` or `float32`.
             shard_bytes: a file is closed when it has grown to this.
+
+        Raises:
+            KinemaError: another dtype; there is something else than a cache at `path`.
         """
         if dtype not in DTYPES:
             raise KinemaError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         self.path = Path(os.path.abspath(path))
+        _check_replaceable(self.path)
         self.manifest = manifest
         self.encoder = encoder
         self.dim = dim
@@ -176,6 +182,22 @@ class TextCacheWriter:
                 self._complete()
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse to take the place of anything but a cache: replacing it removes what is there."""
+    if not os.path.lexists(path):
+        return
+    hint = "name a folder that is not there yet"
+    if path.is_symlink() or not path.is_dir():
+        raise KinemaError("is there already, and no folder", where=str(path), hint=hint)
+    for name in sorted(os.listdir(path)):
+        if not _OWN_FILES.fullmatch(name):
+            raise KinemaError(
+                f"is there already and holds {name!r}, which is no part of a text cache",
+                where=str(path),
+                hint=hint,
+            )
 
 
 class TextCache:

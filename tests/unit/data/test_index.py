@@ -151,6 +151,14 @@ def test_nothing_usable(index: Index, tmp_path: Path) -> None:
         index(tmp_path / "bad", tmp_path / "m.json")
 
 
+def test_captions_are_not_overwritten(index: Index, clips: Path, tmp_path: Path) -> None:
+    captions = tmp_path / "captions.csv"
+    captions.write_text("path,text,licence\na.mp4,a cat,CC0\n")
+    with pytest.raises(KinemaError, match="would replace the captions"):
+        index(clips, captions, captions=captions)
+    assert "CC0" in captions.read_text()
+
+
 def test_a_video_without_frame_rate_is_refused(
     index: Index, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,6 +144,18 @@ def test_an_old_cache_is_replaced(tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
+def test_only_a_cache_is_replaced(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    write(mine, manifest(tmp_path))
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(KinemaError, match=r"holds 'thesis\.txt'"):
+        write(mine, manifest(tmp_path))
+    with pytest.raises(KinemaError, match="no folder"):
+        write(mine / "thesis.txt", manifest(tmp_path))
+    assert (mine / "thesis.txt").read_text() == "years of work"
+
+
 def test_values_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     table = manifest(tmp_path)
     y, mask = embeddings()

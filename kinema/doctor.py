@@ -178,7 +178,9 @@ def _disk(folder: Path) -> Iterator[Finding]:
     while not there.exists():
         there = there.parent
     free = shutil.disk_usage(there).free / 2**30
-    if not os.access(there, os.W_OK):
+    if not there.is_dir():
+        yield Finding("disk", "problem", f"{there} is a file, not a folder", "name a folder")
+    elif not os.access(there, os.W_OK):
         yield Finding("disk", "problem", f"{there} is not writable", "choose another folder")
     elif free < MIN_FREE_DISK_GIB:
         yield Finding(

@@ -125,3 +125,6 @@ def test_doctor_prints_json_and_exits_by_its_verdict(tmp_path: Path) -> None:
     assert result.exit_code == int(any(f.status == "problem" for f in findings))
     missing = tmp_path / "missing" / "deeper"
     assert f"at {tmp_path}" in next(f.detail for f in examine(missing) if f.name == "disk")
+    file = tmp_path / "file"
+    file.touch()
+    assert next(f for f in examine(file) if f.name == "disk").status == "problem"

@@ -185,6 +185,10 @@ class Checkpoint:
                 "(a save or a copy that did not finish?)",
                 where=str(path),
             ) from None
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot be read: {error.strerror}", where=str(error.filename)
+            ) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"is not a whole checkpoint: its JSON is damaged ({error})", where=str(path)
@@ -200,12 +204,14 @@ class Checkpoint:
     def _problem(self, name: str, record: FileRecord, hashes: bool) -> str | None:
         try:
             size = (self.path / name).stat().st_size
+            if size != record.size:
+                return f"{name} has {size} of {record.size} bytes"
+            if hashes and read_record(self.path / name) != record:
+                return f"{name} has other content than was written"
         except FileNotFoundError:
             return f"{name} is missing"
-        if size != record.size:
-            return f"{name} has {size} of {record.size} bytes"
-        if hashes and read_record(self.path / name) != record:
-            return f"{name} has other content than was written"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
         return None
 
 

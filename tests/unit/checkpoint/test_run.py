@@ -169,6 +169,19 @@ def test_half_copied_checkpoints_are_told(file: str, how: str, tmp_path: Path) -
     assert "whole" in str(caught.value)
 
 
+def test_what_cannot_be_read_is_passed_over_too(tmp_path: Path) -> None:
+    whole, no_state, no_folder = (save(tmp_path, step) for step in (1, 2, 3))
+    (no_state.path / "state.json").unlink()
+    (no_state.path / "state.json").mkdir()
+    shutil.rmtree(no_folder.path / "optimizer")
+    (no_folder.path / "optimizer").touch()
+    found = Checkpoint.open(tmp_path)
+    assert found.step == whole.step
+    assert len(found.warnings) == 2
+    assert "cannot be read (Not a directory)" in found.warnings[0]
+    assert "cannot be read: Is a directory" in found.warnings[1]
+
+
 def test_wrong_content_of_the_right_size_needs_hashes(tmp_path: Path) -> None:
     checkpoint = save(tmp_path, 5)
     file = checkpoint.path / "model.safetensors"

@@ -20,6 +20,9 @@ from kinema.config.settings import Path, build, dotted, to_dict
 
 T = TypeVar("T")
 RECIPES = FilePath(__file__).resolve().parent.parent / "recipes"
+CORE_TAGS = {
+    f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")
+}
 COMMAND_LINE = "command line"
 """Where an override was written."""
 
@@ -70,7 +73,7 @@ class Source:
             for key, written in self.lines.items()
             if written == COMMAND_LINE and len(key) > len(path) and key[: len(path)] == path
         ]
-        if path and below:
+        if below:
             place += f" with {', '.join(below)} from the {COMMAND_LINE}"
         return f"{place}: {dotted(path)}" if path else place
 
@@ -133,6 +136,8 @@ def dump_recipe(value: object) -> str:
 def parse_overrides(tokens: list[str]) -> list[tuple[Path, Any]]:
     """`a.b=1`, `--a.b=1` and `--a.b 1` all set key `a.b`; the value is YAML.
 
+    A mapping is merged into what is there, `a.b=!replace {...}` takes its place.
+
     Raises:
         ConfigError: a token that is no assignment, or an option without a value.
     """
@@ -152,11 +157,12 @@ def parse_overrides(tokens: list[str]) -> list[tuple[Path, Any]]:
         if not key or not all(key.split(".")):
             raise ConfigError(f"{token!r} has no key", where=COMMAND_LINE, hint="KEY=VALUE")
         try:
-            value = yaml.load(text, Loader=_Loader)
+            node = yaml.compose(text, Loader=_Loader)
         except yaml.YAMLError as error:
             raise ConfigError(
                 f"{text!r} is not a YAML value: {_problem(error)}", where=f"{COMMAND_LINE}: {key}"
             ) from None
+        value = None if node is None else _construct(node, FilePath(COMMAND_LINE), (), {})
         result.append((tuple(key.split(".")), value))
     return result
 
@@ -223,8 +229,13 @@ def _problem(error: yaml.YAMLError) -> str:
 
 def _construct(node: yaml.Node, path: FilePath, at: Path, lines: dict[Path, str]) -> Any:
     line = f"{path}:{node.start_mark.line + 1}"
+    replaces = isinstance(node, yaml.MappingNode) and node.tag == "!replace"
+    if node.tag not in CORE_TAGS and not replaces:
+        raise ConfigError(
+            f"tag {node.tag} is not known; only !replace is, of a mapping", where=line
+        )
     if isinstance(node, yaml.MappingNode):
-        result: dict[str, Any] = _Replace() if node.tag == "!replace" else {}
+        result: dict[str, Any] = _Replace() if replaces else {}
         for key_node, value_node in node.value:
             here = f"{path}:{key_node.start_mark.line + 1}"
             if not isinstance(key_node, yaml.ScalarNode):
@@ -237,10 +248,10 @@ def _construct(node: yaml.Node, path: FilePath, at: Path, lines: dict[Path, str]
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_construct(v, path, (*at, str(i)), lines) for i, v in enumerate(node.value)]
-    if not node.tag.startswith("tag:yaml.org,2002:"):
-        raise ConfigError(f"tag {node.tag} is not known; only !replace is", where=line)
-    loader = _Loader("")
-    return loader.construct_object(node)
+    try:
+        return _Loader("").construct_object(node)
+    except (ValueError, KeyError):  # an explicit tag: `!!int abc`
+        raise ConfigError(f"{node.value!r} is not what its tag says", where=line) from None
 
 
 def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:

@@ -145,7 +145,7 @@ def _notes(laid: Epoch, buckets: list[BucketPlan], order: SampleOrder) -> list[s
     ranks = order.world_size * order.accumulation
     if laid.num_repeated:
         notes.append(
-            f"{laid.num_repeated} of {counted(laid.num_micro_batches, 'micro-batch')} repeat "
+            f"{laid.num_repeated:,} of {counted(laid.num_micro_batches, 'micro-batch')} repeat "
             f"others, without counting in the loss: {counted(laid.num_rows, 'clip')} cannot fill "
             f"{counted(laid.num_steps, 'step')} of {counted(ranks, 'micro-batch')}"
         )

@@ -86,7 +86,11 @@ def test_errors_name_file_line_and_key(tmp_path: Path) -> None:
         ("model: {type: model}\nmodel: {type: other}\n", "key 'model' is given twice"),
         ("- 1\n- 2\n", "a mapping of keys"),
         ("model: [1, 2\n", "not valid YAML"),
-        ("model: !python/object:os.system {}\n", "not valid YAML|not known|model"),
+        ("model: !python/object:os.system {}\n", "tag !python/object:os.system is not known"),
+        ("model: !!python/object:os.system x\n", "python/object:os.system is not known"),
+        ("model: !repalce {type: model}\n", r"r\.yaml:1: tag !repalce is not known"),
+        ("model: {type: model, depth: !!int abc}\n", "not what its tag says"),
+        ("model: {type: model, depth: !!bool abc}\n", "not what its tag says"),
         ("base: nothing-here\nmodel: {type: model}\n", "no recipe 'nothing-here'"),
         ("", "required"),
         ("model:\n\ttype: 1\n", r"r\.yaml:2: is not valid YAML: while scanning"),
@@ -123,7 +127,19 @@ def test_overrides_are_yaml_values_under_dotted_keys() -> None:
     ]
 
 
-@pytest.mark.parametrize("tokens", [["--a"], ["word"], ["=1"], ["a..b=1"], ["a=[1"]])
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ["--a"],
+        ["word"],
+        ["=1"],
+        ["a..b=1"],
+        ["a=[1"],
+        ["a={b: 1, b: 2}"],
+        ["a=!no {}"],
+        ["a=!no 1"],
+    ],
+)
 def test_a_bad_override_is_refused(tokens: list[str]) -> None:
     with pytest.raises(ConfigError, match="command line"):
         parse_overrides(tokens)
@@ -141,3 +157,10 @@ def test_an_override_below_the_place_of_an_error_is_named(tmp_path: Path) -> Non
     path = write(tmp_path, "r.yaml", "model: {type: model}\n")
     with pytest.raises(ConfigError, match=r"r\.yaml:1 with model\.depth from the command line: m"):
         load_recipe(path, Recipe, ["model.depth=0"])
+
+
+def test_an_override_merges_a_mapping_or_replaces_it(tmp_path: Path) -> None:
+    path = write(tmp_path, "r.yaml", "model: {type: model}\nsizes: {a: 1}\n")
+    assert load_recipe(path, Recipe, ["sizes={b: 2}"]).sizes == {"a": 1, "b": 2}
+    assert load_recipe(path, Recipe, ["sizes=!replace {b: 2}"]).sizes == {"b": 2}
+    assert load_recipe(path, Recipe, ["ratio="]).ratio is None

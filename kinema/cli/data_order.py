@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kinema.cli.data import DataRoot, ManifestPath, data_app
+from kinema.cli.overrides import FREE
 
 if TYPE_CHECKING:
     from kinema.data.manifest import Manifest
     from kinema.data.order import SampleOrder
     from kinema.training.config import TrainRecipe
-
-FREE = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Overrides may be written as options of any name; the recipe's schema knows which exist."""
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name or path of a recipe.")]
 Overrides = Annotated[

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kinema.cli.overrides import FREE
+
 text_app = typer.Typer(
     help="Text embeddings: work them out once.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -21,11 +23,17 @@ def group() -> None:
     """A callback, so that `encode` stays a command of a group."""
 
 
-@text_app.command()
+@text_app.command(context_settings=FREE)
 def encode(
     manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help=".csv or .parquet")],
-    recipe: Annotated[str, typer.Argument(help="Recipe whose text encoder is used.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Recipe whose text encoder is used.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe: text.dim=128."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
 ) -> None:
     """Encode the captions of a manifest; `text_cache=FOLDER` then trains from them."""
@@ -35,7 +43,7 @@ def encode(
     from kinema.training.config import TrainRecipe
     from kinema.training.encode import write_text_cache
 
-    config = load_recipe(recipe, TrainRecipe).text
+    config = load_recipe(recipe, TrainRecipe, overrides or []).text
     if config is None:
         raise ConfigError("this recipe has no text encoder", where=recipe)
     write_text_cache(Manifest.read(manifest), config, output, dtype=dtype)

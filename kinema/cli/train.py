@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-FREE = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Overrides may be written as options of any name; the recipe's schema knows which exist."""
+from kinema.cli.overrides import FREE
 
 STOPPING = (
     "Ctrl-C or SIGTERM finishes the step, writes a checkpoint and exits with 0; a second Ctrl-C "

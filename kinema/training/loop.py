@@ -70,6 +70,8 @@ class _Micro:
 class _Outcome:
     """What all ranks know of a step before they update."""
 
+    clips: int
+    """Clips that any rank trained on."""
     loss_finite: bool
     grad_finite: bool
     stop: bool
@@ -132,6 +134,7 @@ class Trainer:
         self._dtype = DTYPES[recipe.precision]
         self._keys = _keys(data.labels, task.parts)
         self._skipped = 0  # updates in a row that fp16 overflow has cost
+        self._clips = 0  # trained on in this epoch, by all ranks, since this process began it
         self._saved_step = saved_step
         self._pace = _Pace(time.perf_counter())
 
@@ -146,12 +149,14 @@ class Trainer:
         Raises:
             NonFiniteError: see `train_step`.
             CheckpointError: a checkpoint could not be written.
+            KinemaError: an epoch in which no clip could be read.
         """
         self.state.model.train()
         state, stopped = self.state, False
         while not stopped and not self._finished():
             epoch, start = state.position
             num_steps, batches = self._data.epoch(epoch, start)
+            self._clips = 0
             for index in range(start, num_steps):
                 updated, stopped = self.train_step(batches, epoch)
                 state.position = (epoch, index + 1) if index + 1 < num_steps else (epoch + 1, 0)
@@ -162,6 +167,12 @@ class Trainer:
                     break
             else:
                 state.position = (epoch + 1, 0)
+            if start == 0 and state.position[0] > epoch and not self._clips:
+                raise KinemaError(
+                    f"none of the clips of epoch {epoch} could be read",
+                    where=str(self._run),
+                    hint="kinema data check MANIFEST says what is wrong with each",
+                )
         self.save()
         return not stopped
 
@@ -197,8 +208,8 @@ class Trainer:
             epoch: of the data.
 
         Returns:
-            Whether the weights were updated (with fp16 an overflow skips the update), and
-            whether any rank was asked to stop.
+            Whether the weights were updated (an overflow of fp16 skips the update, and so does
+            a step of which no clip could be read), and whether any rank was asked to stop.
 
         Raises:
             NonFiniteError: loss or gradients are not finite, before the update, on every rank.
@@ -230,6 +241,7 @@ class Trainer:
             if not outcome.loss_finite or self._skipped > allowed:
                 self._refuse(micros, float(own_norm))
             updated = self._update(norm, outcome)
+        self._clips += outcome.clips
         return updated, outcome.stop
 
     def _forward_backward(self, batch: Batch, draws: Draws) -> _Micro:
@@ -266,11 +278,17 @@ class Trainer:
         grad_finite = not total["bad gradients"]
         self._pace.samples += int(total["samples"])
         self.state.window.add(total, grad_norm=float(norm) if grad_finite else None)
-        return _Outcome(not total["bad losses"], grad_finite, bool(total["stop"]))
+        return _Outcome(
+            clips=int(total["samples"]),
+            loss_finite=not total["bad losses"],
+            grad_finite=grad_finite,
+            stop=bool(total["stop"]),
+        )
 
     def _update(self, norm: Tensor, outcome: _Outcome) -> bool:
         state, limit = self.state, self.recipe.optim.grad_clip
-        if not outcome.grad_finite:
+        # A step of which no file could be read: momentum alone must not move the weights.
+        if not outcome.clips or not outcome.grad_finite:
             state.scaler.update()
             return False
         if limit is not None:

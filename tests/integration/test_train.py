@@ -308,6 +308,17 @@ def test_a_clip_that_cannot_be_read_is_reported_and_left_out(tmp_path: Path) -> 
     assert sum(r.get("unreadable", 0) for r in read_log(run)) == 1
 
 
+def test_an_epoch_without_a_readable_clip_is_an_error_and_moves_no_weight(tmp_path: Path) -> None:
+    manifest = write_clips(tmp_path, count=4)
+    for clip in (tmp_path / "clips").rglob("*.mp4"):
+        clip.write_bytes(clip.read_bytes()[:100])
+    with pytest.raises(KinemaError, match="none of the clips of epoch 0 could be read"):
+        train(smoke(manifest, tmp_path / "out", "max_steps=5"))
+    run = tmp_path / "out" / "000-smoke"
+    assert read_log(run) == []
+    assert not list(run.glob("epoch*"))
+
+
 def test_recompute_changes_nothing_but_memory(manifest: Path, tmp_path: Path) -> None:
     for name in ("tiny/smoke", "tiny/smoke-vae"):
         plain = train(smoke(manifest, tmp_path, "max_steps=2", name=name)).run

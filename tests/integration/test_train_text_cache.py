@@ -31,3 +31,20 @@ def test_training_from_a_cache_equals_training_from_the_encoder(tmp_path: Path) 
     other = write_clips(tmp_path / "other", count=8, seed=3)
     with pytest.raises(KinemaError, match="does not fit"):
         train(smoke(other, outputs, f"text_cache='{cache}'"), device="cpu")
+
+
+def test_the_command_takes_changes_to_the_recipe(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from kinema.cli.main import app
+
+    manifest, cache = write_clips(tmp_path, count=4), tmp_path / "text"
+    changes = ["text.dim=8", "--model.caption_channels", "8"]
+    command = ["text", "encode", str(manifest), "tiny/smoke", *changes, "-o", str(cache)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    outputs = tmp_path / "out"
+    with pytest.raises(KinemaError, match="dim"):
+        train(smoke(manifest, outputs, f"text_cache='{cache}'"), device="cpu")
+    settings = ["text.dim=8", "model.caption_channels=8", f"text_cache='{cache}'", "max_steps=1"]
+    assert train(smoke(manifest, outputs, *settings), device="cpu").step == 1

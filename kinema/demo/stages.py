@@ -50,7 +50,8 @@ class DemoInterruptedError(KinemaError):
 
 def render(folder: Path, config: DemoConfig) -> dict[str, Any]:
     """Write the clips of the procedural world and their captions."""
-    spec = WorldSpec(seed=config.seed, count=config.clips, hold_out=config.prompts)
+    # A clip of 17 frames needs one of 18, which has one crop: its latents are encoded once.
+    spec = WorldSpec(seed=config.seed, count=config.clips, frames=18, hold_out=config.prompts)
     write_world(folder, spec)
     return to_dict(spec)
 

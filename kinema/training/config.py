@@ -83,6 +83,10 @@ class TextToVideoTask:
     type: Literal["text-to-video"]
     masks: FrameMaskConfig = FrameMaskConfig()
     """How often which frames stay clean; dropout of captions is `model.class_dropout_prob`."""
+    remember_latents: bool = False
+    """Encode each crop of a clip once and keep its latents (the posterior's mean) in memory. For
+    data of some hundred short clips; otherwise each step encodes anew and draws from the
+    posterior."""
 
 
 @settings

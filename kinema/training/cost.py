@@ -3,8 +3,8 @@
 Per sample of a bucket, in FLOPs (matrix products, multiply-add = 2):
 
 - text-to-video: transformer forward x 3 (forward, and backward twice that), x 4 when activations
-  are recomputed; + encoding by the frozen autoencoder; + the text encoder unless its embeddings
-  are cached.
+  are recomputed; + encoding by the frozen autoencoder unless latents are remembered; + the text
+  encoder unless its embeddings are cached.
 - vae: (encode + decode) forward x 3, x 4 when recomputed.
 """
 
@@ -33,12 +33,14 @@ def bucket_cost(recipe: TrainRecipe) -> Callable[[Shape], float]:
     vae = recipe.vae
 
     def text_to_video(bucket: Shape) -> float:
+        assert isinstance(recipe.task, TextToVideoTask)
         assert recipe.model is not None
         assert recipe.text is not None
         size = (bucket.frames, bucket.height, bucket.width)
         latent = vae.latent_size(*size)
         flops = passes * recipe.model.forward_flops(latent, recipe.text.max_tokens)
-        flops += vae.encode_flops(*size)
+        if not recipe.task.remember_latents:
+            flops += vae.encode_flops(*size)
         return flops if recipe.text_cache else flops + recipe.text.encode_flops()
 
     def autoencoder(bucket: Shape) -> float:

@@ -17,7 +17,7 @@ from kinema.models.vae import VideoVAE
 from kinema.telemetry.spans import Spans
 from kinema.training.config import TrainRecipe, VAETask
 from kinema.training.draws import Draws
-from kinema.training.encode import TextSource, encode_latents
+from kinema.training.encode import LatentMemory, TextSource, encode_latents
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class TextToVideo:
         self._flow = RectifiedFlow(recipe.diffusion)
         self._drop_probability = recipe.model.class_dropout_prob
         self._vae = vae
+        self._memory = LatentMemory(vae) if recipe.task.remember_latents else None
         self._text = text
         self._spans = spans
 
@@ -87,7 +88,10 @@ class TextToVideo:
         with self._spans("text"):
             y, text_mask = self._text.features(batch.text, batch.rows, device)
         with self._spans("vae"):
-            x0 = encode_latents(self._vae, batch.video, draws.generator("posterior"))
+            if self._memory is not None:
+                x0 = self._memory.encode(batch.video)
+            else:
+                x0 = encode_latents(self._vae, batch.video, draws.generator("posterior"))
 
         raw = self._flow.draw(count, draws.generator("timestep"))
         t = self._flow.training_timesteps(

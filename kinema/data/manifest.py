@@ -259,7 +259,7 @@ class Manifest:
         kind = column.type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
             raise ManifestError(f"column {name!r} holds {kind}, not numbers", where=self.source)
-        filled = pc.fill_null(column.cast(pa.float64()), float("nan"))
+        filled = pc.fill_null(column.cast(pa.float64(), safe=False), float("nan"))
         values: Numbers = filled.to_numpy()
         return values
 

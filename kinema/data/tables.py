@@ -119,11 +119,19 @@ def write_table(table: pa.Table, path: Path) -> None:
     """Write a table as `.csv` or `.parquet`; a file of that name is replaced when all is written.
 
     Raises:
-        KinemaError: any other ending; the disk is full, the folder cannot be written.
+        KinemaError: any other ending; a column that CSV cannot hold; the disk is full, the folder
+            cannot be written.
     """
     ending = check_ending(path)
     with writing(path), atomic_output(path) as temporary:
         if ending == ".csv":
-            pa_csv.write_csv(table, temporary)
+            try:
+                pa_csv.write_csv(table, temporary)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise KinemaError(
+                    f"a column has no form in CSV: {error}",
+                    where=str(path),
+                    hint=f"write {path.stem}.parquet",
+                ) from None
         else:
             pa_parquet.write_table(table, temporary, compression="zstd")

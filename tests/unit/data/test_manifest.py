@@ -321,3 +321,17 @@ def test_a_failed_write_leaves_the_old_file(
         made(tmp_path).write(path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["m.csv"]
+
+
+def test_what_csv_cannot_hold_is_told(tmp_path: Path) -> None:
+    columns: dict[str, Any] = {
+        "path": ["a.mp4"], "text": ["a"], "num_frames": [9], "height": [8], "width": [8],
+        "fps": [8.0], "boxes": [[1, 2]],
+    }  # fmt: skip
+    clips = Manifest.from_columns(columns, tmp_path)
+    with pytest.raises(KinemaError, match="no form in CSV"):
+        clips.write(tmp_path / "m.csv")
+    assert not list(tmp_path.iterdir())
+    clips.write(tmp_path / "m.parquet")
+    with pytest.raises(KinemaError, match="whole numbers of at least 1: row 0"):
+        Manifest.from_columns(columns | {"num_frames": [2**62]}, tmp_path)

@@ -42,7 +42,7 @@ def estimate_memory(
 
     Activations are counted at their widest place: in the transformer the MLP's hidden layer and
     the four vectors of attention beside the residual; in the autoencoder's decoder four maps of
-    the widest full-resolution level for one micro-batch of frames. Measured peaks were below.
+    the widest full-resolution level for one micro-batch of frames.
     """
     size = BYTES[dtype]
     model, vae = config.model, config.vae.config

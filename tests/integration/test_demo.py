@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from kinema.cli.main import main
+from kinema.config.errors import KinemaError
 from kinema.demo import stages
 from kinema.demo.config import DemoConfig
 from kinema.demo.run import run_demo
@@ -106,6 +109,30 @@ def test_a_finished_demo_is_only_reported_again(
     (finished / "report.html").unlink()
     run_demo(finished, DemoConfig(quick=True))
     assert (finished / "report.html").read_bytes() == before
+
+
+def test_ctrl_c_stops_it_and_the_same_command_goes_on(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = stages.train
+
+    def interrupted(*arguments: Any, on_step: Any, **options: Any) -> Any:
+        def step(number: int, record: Any) -> None:
+            on_step(number, record)
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return usual(*arguments, on_step=step, **options)
+
+    folder = tmp_path / "out"
+    monkeypatch.setattr(stages, "train", interrupted)
+    with pytest.raises(KinemaError, match="same command again") as caught:
+        run_demo(folder, DemoConfig(quick=True))
+    assert caught.value.exit_code == 130
+    monkeypatch.setattr(stages, "train", usual)
+    run_demo(folder, DemoConfig(quick=True))
+    for name in sorted(p.name for p in (finished / "videos").iterdir() if p.suffix == ".mp4"):
+        assert (folder / "videos" / name).read_bytes() == (finished / "videos" / name).read_bytes()
 
 
 def test_a_failed_demo_exits_non_zero(

@@ -24,7 +24,7 @@ test: lint types unit
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check --exclude "*.md" .
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy

@@ -69,6 +69,8 @@ def generate(
         for sample in range(num_samples)
     ]
     _warn(pipeline, requests[0], prompts)
+    pipeline.check(requests, batch_size=batch_size)
+    pipeline.load()
     save_dir.mkdir(parents=True, exist_ok=True)
     total = len(requests) * requests[0].num_sampling_steps
     with Progress("sampling", total=total, unit="step") as bar:

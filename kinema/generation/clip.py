@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from kinema.checkpoint.disk import write_text
 from kinema.config.errors import KinemaError
 from kinema.config.settings import to_dict
 from kinema.generation.config import GenerateRequest
@@ -77,16 +78,7 @@ class Clip:
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write JSON completely or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(data, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def slug(prompt: str) -> str:

@@ -42,11 +42,11 @@ class PipelineConfig:
 
 @settings
 class GenerateRequest:
-    """One video to be made. `batch of requests in, one clip each out`."""
+    """One video to be made."""
 
     prompt: str
     width: int
-    """Pixels; a multiple of the autoencoder's stride times the model's patch."""
+    """Pixels; a multiple of the autoencoder's stride."""
     height: int
     """Pixels; as `width`."""
     num_frames: int

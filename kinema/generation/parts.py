@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from kinema.checkpoint.disk import read_record
 from kinema.checkpoint.run import Checkpoint, resolve_weights
 from kinema.checkpoint.weights import load_weights
 from kinema.config.errors import KinemaError
@@ -89,17 +91,19 @@ class Source:
             model = build_transformer(self.config.model)
             vae = build_vae(self.config.vae.config)
         self.checkpoint.load_model(model, self.section, device=device)
-        report = load_weights(vae, resolve_weights(self.vae_weights), device=device)
+        vae_file = resolve_weights(self.vae_weights).resolve()
+        load_weights(vae, vae_file, device=device)
         return Parts(
             model=model.to(device).eval().requires_grad_(False),
             vae=vae.to(device).eval().requires_grad_(False),
             text=build_text_encoder(self.config.text),
             identity={
-                "checkpoint": str(self.checkpoint.path),
+                "checkpoint": str(self.checkpoint.path.resolve()),
                 "step": self.checkpoint.step,
                 "weights": self.section,
                 "weights_sha256": self.checkpoint.section_hash(self.section),
-                "vae_weights": report.source,
+                "vae_weights": str(vae_file),
+                "vae_sha256": _sha256(vae_file),
             },
         )
 
@@ -109,6 +113,15 @@ def parameter_count(config: PipelineConfig) -> int:
     with torch.device("meta"):
         networks = (build_transformer(config.model), build_vae(config.vae.config))
     return sum(p.numel() for network in networks for p in network.parameters())
+
+
+def _sha256(weights: Path) -> str:
+    """Hash of a weights file, or of all files of a folder of them."""
+    files = sorted(weights.glob("*.safetensors")) if weights.is_dir() else [weights]
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(read_record(file).sha256.encode())
+    return whole.hexdigest()
 
 
 def _find_vae(folder: Path, config: PipelineConfig, given: Path | None) -> Path:

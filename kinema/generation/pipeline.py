@@ -188,13 +188,24 @@ class Pipeline:
         Raises:
             KinemaError: a request that cannot be met, or too little memory.
         """
+        batches = self.check(requests, batch_size=batch_size)
+        parts = self.load()
+        for batch in batches:
+            yield from self._make(parts, batch, on_step)
+
+    def check(
+        self, requests: Sequence[GenerateRequest], *, batch_size: int = 1
+    ) -> list[list[GenerateRequest]]:
+        """The batches that `generate_all` would make of the requests, if all of them can be met.
+
+        Raises:
+            KinemaError: a request that cannot be met, or too little memory.
+        """
         batches = list(_batches(requests, batch_size))
         for batch in batches:
             check_request(batch[0], self.config)
             check_memory(self.memory(batch[0], len(batch)), self.free_memory(), str(self.device))
-        parts = self.load()
-        for batch in batches:
-            yield from self._make(parts, batch, on_step)
+        return batches
 
     def lost_words(self, prompt: str) -> str:
         """The end of a prompt that the text encoder has no room for; empty if all of it fits."""

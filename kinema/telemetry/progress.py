@@ -23,7 +23,7 @@ class Progress:
     Args:
         what: what is being done: "indexing".
         total: number of items, or None where it is not known; may be set later (`bar.total = n`).
-        unit: one item, singular: "file".
+        unit: one item, singular: "file"; or "%" of a total of 100.
         done: items that an earlier run has done already; they do not count for the rate.
         stream: where to write; stderr by default. A bar is drawn only if it is a terminal.
         clock: monotonic seconds.
@@ -106,11 +106,18 @@ class Progress:
 
     def _count(self) -> str:
         if self.total is None:
-            return f"{self.done:,} {self.unit}{'' if self.done == 1 else 's'}"
-        return f"{self.done:,}/{self.total:,} {self.unit}{'' if self.total == 1 else 's'}"
+            return f"{self.done:,} {self._units(self.done)}"
+        if self.unit == "%":
+            return f"{self.done:,} %"
+        return f"{self.done:,}/{self.total:,} {self._units(self.total)}"
+
+    def _units(self, count: int) -> str:
+        return self.unit if count == 1 else f"{self.unit}s"
 
     def _pace(self, per_second: float) -> str:
-        return f", {_number(per_second)} {self.unit}s/s" if per_second > 0 else ""
+        if per_second <= 0 or self.unit == "%":
+            return ""
+        return f", {_number(per_second)} {self.unit}s/s"
 
     def _status(self, per_second: float) -> str:
         text = self._count() + self._pace(per_second)

@@ -60,7 +60,7 @@ def test_seconds_in_between_are_refused() -> None:
         ({"seed": 2**63}, "seed is"),
         ({"num_sampling_steps": 0}, "num_sampling_steps is 0"),
         ({"cfg_scale": 0.5}, "cfg_scale is 0.5"),
-        ({"cfg_scale": float("nan")}, "cfg_scale is nan"),
+        ({"cfg_scale": float("nan")}, "cfg_scale.*finite"),
         ({"fps": 0.0}, "fps is 0"),
     ],
 )
@@ -83,13 +83,14 @@ def test_memory_is_refused_with_its_parts() -> None:
     check_memory(estimate, estimate.total, "cpu")
 
 
-def test_guidance_doubles_the_sampling_memory_and_half_precision_halves_it() -> None:
+def test_guidance_doubles_the_sampling_memory_and_half_precision_saves_some() -> None:
     def sampling(dtype: str, scale: float) -> int:
         return estimate_memory(
             replace(GOOD, cfg_scale=scale), tiny_config(), batch=1, weight_bytes=0, dtype=dtype
         ).sampling
 
-    assert sampling("fp32", 7.0) == 2 * sampling("fp32", 1.0) == 2 * sampling("bf16", 7.0)
+    assert sampling("fp32", 7.0) == 2 * sampling("fp32", 1.0)
+    assert sampling("fp32", 7.0) > sampling("bf16", 7.0) > sampling("fp32", 7.0) / 2
 
 
 def test_an_unseen_shape_is_mentioned() -> None:

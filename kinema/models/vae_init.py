@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kinema.config.errors import KinemaError
 from kinema.models.config import VideoVAEConfig
 from kinema.models.vae import VideoVAE
-from kinema.models.vae_2d import Downsample
+from kinema.models.vae_2d import Downsample, Upsample
 from kinema.models.vae_temporal import CausalConv3d
 
 COLOURS = 3
@@ -31,6 +31,8 @@ COLOUR_POWER = 0.4
 """Mean square of a colour value in [-1, 1] over ordinary clips."""
 RANDOM_SHARE = 0.2
 """Size of the random weights beside those that carry, as a fraction of their usual size."""
+SMOOTHING = (0.2, 0.6, 0.2)
+"""Across a doubled picture: softens the steps between its blocks."""
 LOGVAR = -6.0
 """Log-variance of the posteriors at the start: nearly no noise."""
 
@@ -48,6 +50,7 @@ def start_as_block_means(vae: VideoVAE) -> None:
     strided = [c.conv for c in temporal.encoder.conv_blocks if isinstance(c, CausalConv3d)]
     doubling = [c.conv for c in temporal.decoder.conv_blocks if isinstance(c, CausalConv3d)]
     down = [m.conv for m in vae.modules() if isinstance(m, Downsample)]
+    up = [m.conv for m in vae.modules() if isinstance(m, Upsample)]
     first = [
         spatial.encoder.conv_in,
         temporal.encoder.conv_in.conv,
@@ -81,7 +84,9 @@ def start_as_block_means(vae: VideoVAE) -> None:
                     carry = _pass(out // 2 if module in doubling else out, into)
                     if module in doubling:  # two frames from each: rows 2c and 2c + 1
                         carry = carry.repeat_interleave(2, dim=0)
-                _fill(module, carry, halves_space=module in down)
+                _fill(
+                    module, carry, taps=_taps(module, halves=module in down, softens=module in up)
+                )
         # The temporal encoder's first layer has no bias: its constants enter at the last stride.
         for conv in (first[0], strided[-1], first[2], first[3]):
             _bias(conv)[2 * COLOURS] = CONSTANT
@@ -154,17 +159,26 @@ def _pass(out: int, into: int) -> Tensor:
     return carry
 
 
-def _fill(conv: nn.Conv2d | nn.Conv3d, carry: Tensor, *, halves_space: bool) -> None:
-    """`carry` at the tap of the same place and newest time; means where a stride skips places."""
+def _taps(conv: nn.Conv2d | nn.Conv3d, *, halves: bool, softens: bool) -> Tensor:
+    """How much of a carried channel each tap of the kernel takes: 1 altogether."""
+    taps = torch.zeros(conv.weight.shape[2:])
+    if halves:
+        taps[:2, :2] = 0.25
+    elif softens:
+        taps += torch.outer(torch.tensor(SMOOTHING), torch.tensor(SMOOTHING))
+    else:
+        middle = taps.shape[-1] // 2
+        taps[..., middle, middle] = 1.0
+        if isinstance(conv, nn.Conv3d):
+            taps[:-1] = 0.0  # causal: the last tap is the present
+    return taps
+
+
+def _fill(conv: nn.Conv2d | nn.Conv3d, carry: Tensor, *, taps: Tensor) -> None:
+    """Small random weights, but what carries goes through unmixed."""
     weight = conv.weight
     nn.init.normal_(weight, std=RANDOM_SHARE * weight[0].numel() ** -0.5)
     weight[carry.abs().sum(1) > 0] = 0
+    weight += carry.view(*carry.shape, *[1] * taps.ndim) * taps
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
-    middle = weight.shape[-1] // 2
-    if isinstance(conv, nn.Conv3d):
-        weight[:, :, -1, middle, middle] += carry  # causal: the last tap is the present
-    elif halves_space:
-        weight[:, :, :2, :2] += carry[..., None, None] / 4
-    else:
-        weight[:, :, middle, middle] += carry

@@ -53,7 +53,7 @@ def _headline(config: DemoConfig, state: DemoState) -> str:
         notice = (
             "<p class='notice'>This is a <b>smoke run</b>: every stage ran, with far too little "
             "training to learn anything. Its videos are noise, and that is expected. "
-            "<code>kinema demo</code> without <code>--quick</code> takes about ten minutes.</p>"
+            "<code>kinema demo</code> without <code>--quick</code> takes about twelve minutes.</p>"
         )
     else:
         notice = ""
@@ -214,8 +214,8 @@ def _words(config: DemoConfig, state: DemoState) -> str:
             "<p>The measured thing is the <b>colour</b>: the mean hue of the pixels that stand out "
             "from the background, named after the nearest colour of the world. The same ruler "
             f"names {ruler:.0%} of as many real clips rightly. Shapes and motions are not "
-            "measured: look at them. After minutes of training shapes are soft, and some motions "
-            "are wrong.</p><p>This model knows one world of coloured shapes and its few dozen "
+            "measured: look at them. After minutes of training they are loose blobs; "
+            "few can be told by their shape, and motions are often wrong.</p><p>This model knows one world of coloured shapes and its few dozen "
             "words. It says nothing about the quality of large models; it shows that data, "
             "training and generation fit together.</p>"
         )

@@ -215,7 +215,8 @@ def _words(config: DemoConfig, state: DemoState) -> str:
             "from the background, named after the nearest colour of the world. The same ruler "
             f"names {ruler:.0%} of as many real clips rightly. Shapes and motions are not "
             "measured: look at them. After minutes of training they are loose blobs; "
-            "few can be told by their shape, and motions are often wrong.</p><p>This model knows one world of coloured shapes and its few dozen "
+            "few can be told by their shape, and motions are often wrong.</p>"
+            "<p>This model knows one world of coloured shapes and its few dozen "
             "words. It says nothing about the quality of large models; it shows that data, "
             "training and generation fit together.</p>"
         )

@@ -28,7 +28,7 @@ from kinema.generation.clip import slug
 from kinema.generation.pipeline import Pipeline
 from kinema.media.read import read_frames
 from kinema.media.write import write_video
-from kinema.models.vae import VideoVAE
+from kinema.models.autoencoder import Autoencoder
 from kinema.training.config import TrainRecipe
 from kinema.training.cost import bucket_cost
 from kinema.training.run import Start, train
@@ -279,7 +279,7 @@ def _prompts(folder: Path, config: DemoConfig) -> list[dict[str, Any]]:
     return [{"prompt": text} for text in captions[: config.prompts]]
 
 
-def _through(vae: VideoVAE, frames: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], float]:
+def _through(vae: Autoencoder, frames: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], float]:
     """Reconstructed frames, uint8, and the mean squared error on the scale of [-1, 1]."""
     video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     with torch.no_grad():

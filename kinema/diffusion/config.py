@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from kinema.config.settings import settings
 
@@ -68,6 +70,41 @@ class RectifiedFlowConfig:
             )
         if not self.use_timestep_transform and self.transform_scale != 1.0:
             raise ValueError("transform_scale has no effect without use_timestep_transform: true")
+
+
+@settings
+class IDDPMConfig:
+    """Improved DDPM as in Open-Sora 1.0 and 1.1, DiT, Latte and PixArt: the network predicts noise
+    and, in further channels, a variance between two bounds (Nichol and Dhariwal, 2021)."""
+
+    type: Literal["iddpm"] = "iddpm"
+    num_timesteps: int = 1000
+    """Steps of the (linear) noise schedule; timesteps run from 0 to one below this."""
+    sampler: Literal["iddpm", "dpm-solver"] = "iddpm"
+    """How to sample: ancestral with respaced timesteps, or DPM-Solver++ (second order)."""
+    num_sampling_steps: int = 100
+    """Default number of sampling steps."""
+    cfg_scale: float = 7.0
+    """Default scale of classifier-free guidance; 1 is none."""
+    cfg_channel: int | None = None
+    """Guide this many channels of the predicted noise, as published samples of 1.0 and 1.1 did
+    (3 of 4); null guides all."""
+
+    def __post_init__(self) -> None:
+        if self.num_timesteps < 2:
+            raise ValueError(f"num_timesteps is {self.num_timesteps}; it must be at least 2")
+        if not 1 <= self.num_sampling_steps <= self.num_timesteps:
+            raise ValueError(
+                f"num_sampling_steps is {self.num_sampling_steps}; it must be from 1 to "
+                f"num_timesteps ({self.num_timesteps})"
+            )
+        if self.cfg_scale < 0:
+            raise ValueError(f"cfg_scale is {self.cfg_scale}; it must not be negative")
+        if self.cfg_channel is not None and self.cfg_channel < 1:
+            raise ValueError(f"cfg_channel is {self.cfg_channel}; at least 1, or null for all")
+
+
+ProcessConfig = Annotated[RectifiedFlowConfig | IDDPMConfig, Field(discriminator="type")]
 
 
 @settings

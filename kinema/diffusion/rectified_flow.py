@@ -13,15 +13,10 @@ import torch
 from torch import Tensor
 
 from kinema.diffusion.config import RectifiedFlowConfig
+from kinema.diffusion.process import Network, NoiseOfStep, guided
 
 SHIFT_BASE_PIXELS = 512 * 512
 SHIFT_BASE_FRAMES = 1
-
-Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""`velocity(x [B,C,T,H,W], t [B], x_mask bool [B,T] or None) -> [B, >=C, T, H, W]`: the network
-with everything else bound (text, sizes, guidance)."""
-NoiseOfStep = Callable[[int], Tensor]
-"""`noise(step) -> [B,C,T,H,W]`, standard normal; the same step must give the same noise."""
 
 
 class RectifiedFlow:
@@ -132,6 +127,7 @@ class RectifiedFlow:
         prediction: Tensor,
         x0: Tensor,
         noise: Tensor,
+        t: Tensor | None = None,
         *,
         mask: Tensor | None = None,
         weight: Tensor | None = None,
@@ -140,6 +136,7 @@ class RectifiedFlow:
 
         Args:
             prediction: `[B, >=C, T, H, W]`.
+            t: not needed: the velocity is the same all along the path.
             mask: frames that count (True); a sample without any has loss 0.
             weight: `[B]`, factor of each sample's loss, chosen by its timestep.
 
@@ -157,9 +154,13 @@ class RectifiedFlow:
 
     # Sampling
 
+    def guided(self, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance of two network outputs, all channels."""
+        return guided(cond, uncond, scale)
+
     def sample(
         self,
-        velocity: Velocity,
+        network: Network,
         z: Tensor,
         timesteps: Tensor,
         *,
@@ -170,6 +171,7 @@ class RectifiedFlow:
         """Carry `z` along the predicted velocity from noise to a clip.
 
         Args:
+            network: predicts the velocity, in its first C channels.
             z: `[B, C, T, H, W]`: noise, or, with a mask, clean latents where the mask is below 1.
             timesteps: `[steps, B]` from `sampling_timesteps`.
             mask: float `[B, T]` in [0, 1]: 1 generates a frame, 0 keeps it, a value between
@@ -196,7 +198,7 @@ class RectifiedFlow:
                     assert noise is not None, "a mask between 0 and 1 needs noise"
                     z = self.add_noise(z, noise(step), t, fresh)
                 generated = x_mask
-            v = velocity(z, t, x_mask)[:, : z.shape[1]].float()
+            v = network(z, t, x_mask)[:, : z.shape[1]].float()
             moved = z + v * ((t - t_next) / n).view(-1, 1, 1, 1, 1)
             z = moved if x_mask is None else torch.where(_per_frame(x_mask), moved, z)
             if on_step is not None:
@@ -235,15 +237,6 @@ def shift(
     s = t.float() / num_timesteps
     # Rounding may carry pure noise a hair above 1, and sampling masks compare with it.
     return (ratio * s / (1.0 + (ratio - 1.0) * s)).clamp(max=1.0) * num_timesteps
-
-
-def guided(cond: Tensor, uncond: Tensor, scale: Tensor | float) -> Tensor:
-    """Classifier-free guidance, float32: `uncond + scale·(cond - uncond)`.
-
-    At scale 1 this is `cond`: do not run the unconditional pass then. Ho and Salimans, 2022.
-    """
-    uncond = uncond.float()
-    return uncond + scale * (cond.float() - uncond)
 
 
 def _per_frame(mask: Tensor) -> Tensor:

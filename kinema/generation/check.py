@@ -8,7 +8,7 @@ from __future__ import annotations
 from kinema.config.errors import KinemaError
 from kinema.generation.config import GenerateRequest, PipelineConfig
 from kinema.generation.memory import MemoryEstimate
-from kinema.models.config import VideoVAEConfig
+from kinema.models.config import VAEConfig
 
 
 class RequestError(KinemaError):
@@ -68,7 +68,7 @@ def check_memory(estimate: MemoryEstimate, free: int, device: str) -> None:
         )
 
 
-def frames_for_seconds(seconds: float, fps: float, vae: VideoVAEConfig) -> int:
+def frames_for_seconds(seconds: float, fps: float, vae: VAEConfig) -> int:
     """Frames that stand for a duration: one chunk of 17 frames for every 16 frame times.
 
     This is how Open-Sora 1.2 names its lengths at 24 frames per second: 2 s is 51 frames (three

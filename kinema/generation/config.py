@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from kinema.config.settings import settings
-from kinema.diffusion.config import RectifiedFlowConfig
-from kinema.models.config import STDiT3Config, TextConfig, VideoVAEConfig
+from kinema.diffusion.config import ProcessConfig
+from kinema.models.config import TextConfig, TransformerConfig, VAEConfig
 
 
 @settings
 class VAEComponent:
     """The autoencoder a checkpoint was trained with."""
 
-    config: VideoVAEConfig
+    config: VAEConfig
     weights: str | None = None
     """Path of its weights: absolute, or relative to the checkpoint's folder. None: must be given
     when generating."""
+
+
+@settings
+class TextComponent:
+    """The text encoder a checkpoint was trained with."""
+
+    config: TextConfig
+    weights: str | None = None
+    """Folder of its weights and tokenizer (as `VAEComponent.weights`), where it has any."""
 
 
 @settings
@@ -30,10 +39,10 @@ class TrainedSize:
 class PipelineConfig:
     """`components.json` of a checkpoint: enough to generate without the training recipe."""
 
-    model: STDiT3Config
+    model: TransformerConfig
     vae: VAEComponent
-    text: TextConfig
-    diffusion: RectifiedFlowConfig
+    text: TextComponent
+    diffusion: ProcessConfig
     buckets: tuple[TrainedSize, ...] = ()
     """Shapes seen in training, most frequent first; the first one is the default size."""
     fps: float = 24.0
@@ -59,6 +68,29 @@ class GenerateRequest:
     num_sampling_steps: int = 30
     cfg_scale: float = 7.0
     """Classifier-free guidance; 1 is none (and takes half the time)."""
+    negative_prompt: str | None = None
+    """What guidance leads away from; None: the model's learned stand-in for no caption."""
+
+    aes: float | None = None
+    """Aesthetic score, appended to the prompt in the words 1.2 was trained with."""
+    flow: float | None = None
+    """Motion score, as `aes`."""
+    camera_motion: str | None = None
+    """Camera motion, as `aes`."""
+
+    references: tuple[str, ...] = ()
+    """Images and videos that frames are taken from, as paths."""
+    mask_strategy: str = ""
+    """Which frames of which reference go where, in the notation of Open-Sora 1.1 and 1.2:
+    `segment,reference,reference start,target start,length,edit ratio` joined by `;`, in latent
+    frames; what is left out at the end is 0,0,0,0,1,0."""
+    loop: int = 1
+    """Segments that are made one after the other, each going on from the last one's end."""
+    condition_frame_length: int | None = None
+    """Latent frames of a segment that the next one starts from; None: as the model's authors
+    did."""
+    condition_frame_edit: float = 0.0
+    """Edit ratio of those frames: 0 keeps them."""
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -68,11 +100,22 @@ class GenerateRequest:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to 2^63 - 1")
+        if self.loop < 1:
+            raise ValueError(f"loop is {self.loop}; it must be at least 1")
+        if self.condition_frame_length is not None and self.condition_frame_length < 1:
+            raise ValueError(
+                f"condition_frame_length is {self.condition_frame_length}; it must be at least 1"
+            )
+        if not 0 <= self.condition_frame_edit <= 1:
+            raise ValueError(
+                f"condition_frame_edit is {self.condition_frame_edit}; it must be from 0 to 1"
+            )
         if self.sample < 0:
             raise ValueError(f"sample is {self.sample}; it must be at least 0")
         if not 0 < self.fps <= 240:
             raise ValueError(f"fps is {self.fps}; it must be above 0 and at most 240")
-        if not 1 <= self.cfg_scale <= 100:
+        if not 0 <= self.cfg_scale <= 100:
             raise ValueError(
-                f"cfg_scale is {self.cfg_scale}; it must be from 1 (no guidance) to 100"
+                f"cfg_scale is {self.cfg_scale}; it must be from 0 (no prompt) to 100 (1 is no "
+                "guidance)"
             )

@@ -15,10 +15,10 @@ from kinema.checkpoint.weights import load_weights
 from kinema.config.errors import KinemaError
 from kinema.config.settings import from_dict
 from kinema.generation.config import PipelineConfig
+from kinema.models.autoencoder import Autoencoder
 from kinema.models.build import build_text_encoder, build_transformer, build_vae
-from kinema.models.stdit3 import STDiT3
 from kinema.models.text import TextEncoder
-from kinema.models.vae import VideoVAE
+from kinema.models.transformer import Transformer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,8 +31,8 @@ class PipelineError(KinemaError):
 class Parts:
     """The networks, in evaluation mode on one device, and what identifies them."""
 
-    model: STDiT3
-    vae: VideoVAE
+    model: Transformer
+    vae: Autoencoder
     text: TextEncoder
     identity: dict[str, Any] = field(default_factory=dict)
     """Names and hashes of the weights, for the sidecar."""
@@ -96,7 +96,7 @@ class Source:
         return Parts(
             model=model.to(device).eval().requires_grad_(False),
             vae=vae.to(device).eval().requires_grad_(False),
-            text=build_text_encoder(self.config.text),
+            text=build_text_encoder(self.config.text.config),
             identity={
                 "checkpoint": str(self.checkpoint.path.resolve()),
                 "step": self.checkpoint.step,

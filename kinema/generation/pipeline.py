@@ -18,7 +18,7 @@ from torch import Tensor
 import kinema
 from kinema.config.errors import KinemaError
 from kinema.config.settings import fingerprint, from_dict
-from kinema.diffusion.rectified_flow import RectifiedFlow, Velocity, guided
+from kinema.diffusion.process import Network, build_process
 from kinema.generation.check import check_memory, check_request, frames_for_seconds
 from kinema.generation.clip import Clip
 from kinema.generation.config import GenerateRequest, PipelineConfig
@@ -27,6 +27,7 @@ from kinema.generation.noise import initial_noise
 from kinema.generation.parts import DTYPES, Parts, Source, parameter_count
 from kinema.models.build import build_text_encoder
 from kinema.models.text import split_words
+from kinema.models.transformer import ClipShape
 
 OnStep = Callable[[int], None]
 """Called after every sampling step with the number of videos that it moved on."""
@@ -63,7 +64,7 @@ class Pipeline:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype
         self._parts = parts
-        self._flow = RectifiedFlow(config.diffusion)
+        self._process = build_process(config.diffusion)
 
     @classmethod
     def from_pretrained(
@@ -209,7 +210,7 @@ class Pipeline:
 
     def lost_words(self, prompt: str) -> str:
         """The end of a prompt that the text encoder has no room for; empty if all of it fits."""
-        cut = build_text_encoder(self.config.text).encode([prompt]).cut[0]
+        cut = build_text_encoder(self.config.text.config).encode([prompt]).cut[0]
         return " ".join(split_words(prompt)[-cut:]) if cut else ""
 
     def load(self) -> Parts:
@@ -283,19 +284,22 @@ class Pipeline:
             parts,
             text.y.to(self.device),
             text.mask,
-            torch.full((count,), fps, device=self.device),
-            height,
-            width,
+            ClipShape(
+                fps=torch.full((count,), fps, device=self.device),
+                height=height,
+                width=width,
+                num_frames=torch.full((count,), float(first.num_frames), device=self.device),
+            ),
             first.cfg_scale,
         )
-        timesteps = self._flow.sampling_timesteps(
+        timesteps = self._process.sampling_timesteps(
             first.num_sampling_steps,
             latent_frames=torch.full((count,), float(size[0]), device=self.device),
             height=height,
             width=width,
         )
         with _timed(seconds, "sample", self.device):
-            return self._flow.sample(
+            return self._process.sample(
                 velocity,
                 noise.to(self.device),
                 timesteps,
@@ -306,36 +310,31 @@ class Pipeline:
         self,
         parts: Parts,
         y: Tensor,
-        mask: Tensor,
-        fps: Tensor,
-        height: Tensor,
-        width: Tensor,
+        mask: Tensor | None,
+        shape: ClipShape,
         scale: float,
-    ) -> Velocity:
+    ) -> Network:
         """The transformer with text, sizes and guidance bound."""
-        model, channels = parts.model, self.config.model.in_channels
+        model = parts.model
         dtype = DTYPES[self.dtype]
         guide = scale != 1.0
         if guide:
             # One forward of twice the batch. The second half keeps the captions' lengths, as the
             # released weights were sampled with.
             y = torch.cat([y, model.null_text(len(y))[:, :, : y.shape[2]].to(y)])
-            mask = mask.repeat(2, 1)
-            fps, height, width = (v.repeat(2) for v in (fps, height, width))
+            mask = None if mask is None else mask.repeat(2, 1)
+            shape = shape.repeat(2)
 
         def velocity(x: Tensor, t: Tensor, x_mask: Tensor | None) -> Tensor:
             if guide:
                 x, t = torch.cat([x, x]), torch.cat([t, t])
                 x_mask = None if x_mask is None else torch.cat([x_mask, x_mask])
             with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                out: Tensor = model(
-                    x, t, y, mask=mask, x_mask=x_mask, fps=fps, height=height, width=width
-                )
-            out = out[:, :channels]
+                out = model.predict(x, t, y, mask=mask, x_mask=x_mask, shape=shape)
             if not guide:
                 return out
             cond, uncond = out.chunk(2)
-            return guided(cond, uncond, scale)
+            return self._process.guided(cond, uncond, scale)
 
         return velocity
 

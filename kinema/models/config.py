@@ -1,328 +1,93 @@
-"""Settings of the networks, and the facts about them that others need without torch."""
+"""Settings of all networks: the one door through which other rooms name them, without torch."""
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from kinema.config.settings import settings
-from kinema.models.vae_flops import (
-    chunks,
-    decode_2d,
-    decode_temporal,
-    encode_2d,
-    encode_temporal,
+from kinema.models.config_dit import DiTConfig, KVCompressConfig, LatteConfig, PixArtConfig
+from kinema.models.config_stdit import STDiT2Config, STDiT3Config, STDiTConfig
+from kinema.models.config_text import (
+    ClassTextConfig,
+    CLIPTextConfig,
+    HashTextConfig,
+    T5TextConfig,
+    TextConfig,
+)
+from kinema.models.config_types import (
+    FREQUENCY_CHANNELS,
+    AttentionBackend,
+    LatentSize,
+    PositiveInt,
+)
+from kinema.models.config_vae import (
+    ImageVAEConfig,
+    VAE2DConfig,
+    VAEConfig,
+    VAETemporalConfig,
+    VideoVAEConfig,
 )
 
-LatentSize = tuple[int, int, int]
-"""Latent frames, rows and columns: (T, H, W)."""
-
-AttentionBackend = Literal["auto", "math", "efficient", "flash", "cudnn"]
-"""Kernel behind `scaled_dot_product_attention`; "auto" leaves the choice to PyTorch."""
-
-PositiveInt = Annotated[int, Field(gt=0)]
-
-FREQUENCY_CHANNELS = 256
-"""Width of the sinusoidal features of a timestep or a frame rate, before their network."""
+TransformerConfig = Annotated[
+    STDiT3Config | STDiT2Config | STDiTConfig | DiTConfig | LatteConfig | PixArtConfig,
+    Field(discriminator="type"),
+]
 
 
-@settings
-class STDiT3Config:
-    """The transformer of Open-Sora 1.2. The defaults are STDiT3-XL/2 as released."""
-
-    type: Literal["stdit3"] = "stdit3"
-    depth: PositiveInt = 28
-    """Pairs of one spatial and one temporal block."""
-    hidden_size: PositiveInt = 1152
-    num_heads: PositiveInt = 16
-    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
-    in_channels: PositiveInt = 4
-    """Channels of the latent."""
-    patch_size: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 2, 2)
-    """Latent frames, rows and columns that make one token."""
-    caption_channels: PositiveInt = 4096
-    """Width of the text encoder's features."""
-    model_max_length: PositiveInt = 300
-    """Most text tokens; length of the learned stand-in for an empty caption."""
-    input_sq_size: PositiveInt = 512
-    """Side in pixels of the square whose position grid has step one."""
-    qk_norm: bool = True
-    """RMS-normalise queries and keys of self-attention, per head."""
-    pred_sigma: bool = True
-    """Twice the channels come out; rectified flow uses the first half."""
-    class_dropout_prob: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """How often training replaces a caption by the learned stand-in."""
-    freeze_y_embedder: bool = False
-    """The caption projection does not train (released recipes freeze it)."""
-    skip_y_embedder: bool = False
-    """Text arrives projected and packed, `[1, sum of lengths, hidden_size]`."""
-    attention: AttentionBackend = "auto"
-
-    def __post_init__(self) -> None:
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(
-                f"hidden_size / num_heads is {self.head_dim}; rotary positions need an even number"
-            )
-        if self.hidden_size % 4:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of 4, which positions need"
-            )
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    @property
-    def mlp_size(self) -> int:
-        return int(self.hidden_size * self.mlp_ratio)
-
-    @property
-    def out_channels(self) -> int:
-        return self.in_channels * (2 if self.pred_sigma else 1)
-
-    def token_grid(self, latent: LatentSize) -> LatentSize:
-        """Tokens along time, height and width; sizes that patches do not divide are padded."""
-        t, h, w = (math.ceil(n / p) for n, p in zip(latent, self.patch_size, strict=True))
-        return t, h, w
-
-    def num_tokens(self, latent: LatentSize) -> int:
-        return math.prod(self.token_grid(latent))
-
-    def forward_flops(self, latent: LatentSize, text_tokens: int) -> float:
-        """FLOPs of one forward pass for one sample: matrix products only, multiply-add = 2.
-
-        Args:
-            latent: latent size (T, H, W).
-            text_tokens: text tokens that the mask keeps; the others cost nothing.
-        """
-        d, patch = self.hidden_size, math.prod(self.patch_size)
-        frames, rows, columns = self.token_grid(latent)
-        spatial = rows * columns
-        tokens = frames * spatial
-
-        embed = tokens * self.in_channels * patch * d
-        condition = 2 * (FREQUENCY_CHANNELS * d + d * d) + 6 * d * d  # timestep, fps, t_block
-        caption = 0 if self.skip_y_embedder else text_tokens * (self.caption_channels * d + d * d)
-        linear = tokens * (4 * d * d + 2 * d * d + 2 * d * self.mlp_size)  # self, cross, MLP
-        text = text_tokens * 2 * d * d + 2 * tokens * text_tokens * d  # keys and values; attention
-        scores = 2 * tokens * (spatial + frames) * d  # of one spatial and one temporal block
-        final = tokens * d * patch * self.out_channels
-        multiply_adds = (
-            embed + condition + caption + self.depth * (2 * (linear + text) + scores) + final
+def mismatch(model: TransformerConfig, text: TextConfig) -> str | None:
+    """Why this transformer cannot take what this text encoder gives; None if it can."""
+    if isinstance(model, (DiTConfig, LatteConfig)):
+        classes = model.num_classes
+        if classes is not None:
+            if isinstance(text, ClassTextConfig) and text.num_classes == classes:
+                return None
+            return f"the model takes one of {classes} classes: text type `classes` with as many"
+        if not isinstance(text, CLIPTextConfig):
+            return "the model takes one vector per caption: text type `clip`"
+        if text.dim != model.caption_channels:
+            return _other_width(model.caption_channels, text.dim)
+        return None
+    if not isinstance(text, (HashTextConfig, T5TextConfig)):
+        return f"the model takes the tokens of a caption, text type `{text.type}` gives none"
+    if model.caption_channels != text.dim:
+        return _other_width(model.caption_channels, text.dim)
+    if model.model_max_length != text.max_tokens:
+        return (
+            f"model.model_max_length is {model.model_max_length}, "
+            f"but the text encoder gives {text.max_tokens} tokens (text.max_tokens)"
         )
-        return 2.0 * multiply_adds
+    return None
 
 
-@settings
-class HashTextConfig:
-    """A frozen text encoder without weights: words become fixed pseudo-random vectors."""
-
-    type: Literal["hash-words"] = "hash-words"
-    dim: PositiveInt = 256
-    max_tokens: PositiveInt = 24
-    """Words and punctuation marks kept of a caption, its begin marker included."""
-
-    def encode_flops(self) -> float:
-        """FLOPs for one caption: hashing is no matrix work."""
-        return 0.0
-
-
-@settings
-class T5TextConfig:
-    """T5 v1.1 XXL's encoder, the text side of Open-Sora 1.x: its facts, not its network."""
-
-    type: Literal["t5"] = "t5"
-    max_tokens: PositiveInt = 300
-
-    @property
-    def dim(self) -> int:
-        """Width of the features."""
-        return 4096
-
-    def encode_flops(self) -> float:
-        """FLOPs for one caption, padded to `max_tokens`; multiply-add = 2.
-
-        24 layers; attention with 64 heads of 64; gated feed-forward of width 10240.
-        """
-        layers, width, heads, feed_forward, length = 24, self.dim, 64 * 64, 10240, self.max_tokens
-        attention = 4 * length * width * heads + 2 * length * length * heads
-        return 2.0 * layers * (attention + 3 * length * width * feed_forward)
-
-
-TextConfig = Annotated[HashTextConfig | T5TextConfig, Field(discriminator="type")]
-
-
-@settings
-class VAE2DConfig:
-    """The image autoencoder inside a video autoencoder. The defaults are Stable Diffusion's."""
-
-    block_out_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=5)] = (
-        128,
-        256,
-        512,
-        512,
+def _other_width(model: int, text: int) -> str:
+    return (
+        f"model.caption_channels is {model}, but the text encoder gives {text} channels (text.dim)"
     )
-    """Channels of each level; every level after the first halves height and width."""
-    layers_per_block: PositiveInt = 2
-    latent_channels: PositiveInt = 4
-    norm_num_groups: PositiveInt = 32
-
-    def __post_init__(self) -> None:
-        for channels in self.block_out_channels:
-            if channels % self.norm_num_groups:
-                raise ValueError(
-                    f"block_out_channels has {channels}, which is not a multiple of "
-                    f"norm_num_groups {self.norm_num_groups}"
-                )
-
-    @property
-    def stride(self) -> int:
-        """Pixels per latent position, along height and along width."""
-        return int(2 ** (len(self.block_out_channels) - 1))
 
 
-@settings
-class VAETemporalConfig:
-    """The causal autoencoder over time that works on 2D latents. The defaults are as released."""
-
-    filters: PositiveInt = 128
-    channel_multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 2, 4)
-    """Channels of each level, in units of `filters`."""
-    temporal_downsample: tuple[bool, ...] = (False, True, True)
-    """Which steps between levels halve the frames: one fewer than `channel_multipliers`."""
-    num_res_blocks: PositiveInt = 4
-    num_groups: PositiveInt = 32
-    """Groups of the norms."""
-    latent_embed_dim: PositiveInt = 4
-    """Channels between the network and its last 1x1x1 convolution."""
-    embed_dim: PositiveInt = 4
-    """Channels of the latent."""
-
-    def __post_init__(self) -> None:
-        if len(self.temporal_downsample) != len(self.channel_multipliers) - 1:
-            raise ValueError(
-                f"temporal_downsample has {len(self.temporal_downsample)} entries; "
-                f"{len(self.channel_multipliers)} channel_multipliers need one fewer than that"
-            )
-        for multiplier in self.channel_multipliers:
-            if self.filters * multiplier % self.num_groups:
-                raise ValueError(
-                    f"filters * channel_multipliers gives {self.filters * multiplier} channels, "
-                    f"which is not a multiple of num_groups {self.num_groups}"
-                )
-
-    @property
-    def stride(self) -> int:
-        """Frames per latent frame."""
-        return int(2 ** sum(self.temporal_downsample))
-
-
-@settings
-class VideoVAEConfig:
-    """The video autoencoder of Open-Sora 1.2. The defaults are as released.
-
-    A video is cut into chunks of `micro_frame_size` frames; each is encoded on its own, first
-    frame by frame (`vae_2d`), then over time (`vae_temporal`), its front padded to whole latent
-    frames: 17 frames become 5 latent frames.
-    """
-
-    type: Literal["opensora-vae-1.2"] = "opensora-vae-1.2"
-    vae_2d: VAE2DConfig = VAE2DConfig()
-    vae_temporal: VAETemporalConfig = VAETemporalConfig()
-    micro_frame_size: PositiveInt | None = 17
-    """Frames of a chunk; null encodes the whole video as one."""
-    micro_batch_size: PositiveInt | None = 4
-    """Frames that pass the 2D autoencoder at once; null takes a chunk. Changes memory only."""
-    spatial_scaling: Annotated[float, Field(gt=0)] = 0.18215
-    """Factor on the 2D latents before they enter the temporal autoencoder."""
-    shift: tuple[float, ...] = (-0.1, 0.34, 0.27, 0.98)
-    """Mean of each latent channel: what is subtracted first."""
-    scale: tuple[float, ...] = (3.85, 2.32, 2.33, 3.06)
-    """Standard deviation of each latent channel: what is divided by then."""
-
-    def __post_init__(self) -> None:
-        for name in ("shift", "scale"):
-            if len(getattr(self, name)) != self.latent_channels:
-                raise ValueError(
-                    f"{name} has {len(getattr(self, name))} numbers; the latent has "
-                    f"{self.latent_channels} channels (vae_temporal.embed_dim)"
-                )
-        if min(self.scale) <= 0:
-            raise ValueError(f"scale has {min(self.scale)}; it must be above 0")
-
-    @property
-    def latent_channels(self) -> int:
-        return self.vae_temporal.embed_dim
-
-    @property
-    def spatial_stride(self) -> int:
-        """Pixels per latent position, along height and along width."""
-        return self.vae_2d.stride
-
-    @property
-    def time_stride(self) -> int:
-        """Frames per latent frame (the last one of a chunk may stand for fewer)."""
-        return self.vae_temporal.stride
-
-    def latent_size(self, frames: int, height: int, width: int) -> LatentSize:
-        """Latent (T, H, W) of a video. Sizes that the stride does not divide lose their rest."""
-        whole = [math.ceil(n / self.time_stride) for n in chunks(frames, self.micro_frame_size)]
-        return sum(whole), height // self.spatial_stride, width // self.spatial_stride
-
-    def nearest_frames(self, frames: int) -> tuple[int, int]:
-        """The valid frame counts for generation next to `frames`, at most it and at least it.
-
-        Any count can be encoded, and decoded again when it is told. Valid to ask for is what
-        training and the timestep shift count the same way: whole chunks (17, 34, 51, ...), and
-        below one chunk (or without chunks) whole latent frames or those and the leading frame
-        (1, 4, 5, 8, 9, ...). Both are the same number if `frames` is valid; 1 is the least.
-        """
-        below = above = max(frames, 1)
-        while not self._is_whole(below):
-            below -= 1
-        while not self._is_whole(above):
-            above += 1
-        return below, above
-
-    def _is_whole(self, frames: int) -> bool:
-        if self.micro_frame_size is None or frames < self.micro_frame_size:
-            return frames == 1 or frames % self.time_stride <= 1
-        return frames % self.micro_frame_size == 0
-
-    def encode_flops(self, frames: int, height: int, width: int) -> float:
-        """FLOPs to encode one video: convolutions and matrix products, multiply-add = 2."""
-        _, rows, columns = self.latent_size(1, height, width)
-        spatial = frames * encode_2d(self.vae_2d, height, width)
-        temporal = sum(
-            encode_temporal(
-                self.vae_temporal,
-                self.vae_2d.latent_channels,
-                math.ceil(n / self.time_stride) * self.time_stride,
-                rows,
-                columns,
-            )
-            for n in chunks(frames, self.micro_frame_size)
-        )
-        return spatial + temporal
-
-    def decode_flops(self, frames: int, height: int, width: int) -> float:
-        """FLOPs to decode to one video of `frames` frames of `height` x `width` pixels."""
-        _, rows, columns = self.latent_size(1, height, width)
-        spatial = frames * decode_2d(self.vae_2d, rows, columns)
-        temporal = sum(
-            decode_temporal(
-                self.vae_temporal,
-                self.vae_2d.latent_channels,
-                math.ceil(n / self.time_stride),
-                rows,
-                columns,
-            )
-            for n in chunks(frames, self.micro_frame_size)
-        )
-        return spatial + temporal
+__all__ = [
+    "FREQUENCY_CHANNELS",
+    "AttentionBackend",
+    "CLIPTextConfig",
+    "ClassTextConfig",
+    "DiTConfig",
+    "HashTextConfig",
+    "ImageVAEConfig",
+    "KVCompressConfig",
+    "LatentSize",
+    "LatteConfig",
+    "PixArtConfig",
+    "PositiveInt",
+    "STDiT2Config",
+    "STDiT3Config",
+    "STDiTConfig",
+    "T5TextConfig",
+    "TextConfig",
+    "TransformerConfig",
+    "VAE2DConfig",
+    "VAEConfig",
+    "VAETemporalConfig",
+    "VideoVAEConfig",
+    "mismatch",
+]

@@ -28,6 +28,7 @@ from kinema.models.layers import (
     layer_norm,
     modulate,
 )
+from kinema.models.transformer import ClipShape, Transformer
 
 
 class CaptionEmbedder(nn.Module):
@@ -120,7 +121,7 @@ class FinalLayer(nn.Module):
         return modulate(layer_norm(x), shift, scale)
 
 
-class STDiT3(nn.Module):
+class STDiT3(Transformer):
     """Predicts the velocity of rectified flow for a noised latent (Open-Sora 1.2).
 
     Timesteps run from 0 (data) to 1000 (noise). The first `in_channels` of the output are the
@@ -130,6 +131,8 @@ class STDiT3(nn.Module):
     Casting the module to half precision keeps rotary frequencies, timesteps, frame rates and
     sizes in fp32; the residual stream has the weights' dtype, also under autocast.
     """
+
+    config: STDiT3Config
 
     def __init__(self, config: STDiT3Config, generator: torch.Generator | None = None) -> None:
         """
@@ -217,6 +220,29 @@ class STDiT3(nn.Module):
 
         out = self.final_layer(tokens, t, t0, x_mask)
         return self._unpatchify(out, (frames, rows, columns), x.shape).float()
+
+    def predict(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        *,
+        mask: Tensor | None,
+        x_mask: Tensor | None,
+        shape: ClipShape,
+    ) -> Tensor:
+        """See `Transformer.predict`."""
+        out: Tensor = self(
+            x,
+            timestep,
+            text,
+            mask=mask,
+            x_mask=x_mask,
+            fps=shape.fps,
+            height=shape.height,
+            width=shape.width,
+        )
+        return out
 
     def null_text(self, n: int) -> Tensor:
         """The learned stand-in for a caption, for guidance: `[n, 1, L, caption_channels]`."""

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kinema.models.config import HashTextConfig, T5TextConfig
+from kinema.models.config import HashTextConfig, TextConfig
 
 _WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
 _BEGIN = "<begin>"  # no word can be spelled so: `<` is a word by itself
@@ -29,9 +29,11 @@ class TextFeatures:
     """What a caption is to the transformer."""
 
     y: Tensor
-    """`[B, 1, L, D]` fp32; zero where the mask is False."""
-    mask: Tensor
-    """`[B, L]` bool, True = keep; at least one per caption."""
+    """Tokens `[B, 1, L, D]` fp32, zero where the mask is False; a pooled vector `[B, 1, D]` fp32
+    (CLIP); or the number of a class, int64 `[B]`."""
+    mask: Tensor | None
+    """`[B, L]` bool on the CPU, True = keep, at least one per caption; None where there are no
+    tokens."""
     cut: tuple[int, ...]
     """For each caption, how many of its words did not fit."""
 
@@ -40,7 +42,7 @@ class TextEncoder(Protocol):
     """Turns captions into features, always the same for the same caption."""
 
     @property
-    def config(self) -> HashTextConfig | T5TextConfig: ...
+    def config(self) -> TextConfig: ...
 
     def encode(self, texts: Sequence[str]) -> TextFeatures:
         """Features of captions, on the CPU; longer captions are cut, and `cut` says so."""

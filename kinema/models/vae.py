@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema.config.errors import KinemaError
+from kinema.models.autoencoder import Autoencoder
 from kinema.models.config import VAE2DConfig, VideoVAEConfig
 from kinema.models.vae_2d import AutoencoderKL
 from kinema.models.vae_posterior import DiagonalGaussian
@@ -77,7 +78,7 @@ class SpatialVAE(nn.Module):
         return frames.split(self.micro_batch_size or len(frames))
 
 
-class VideoVAE(nn.Module):
+class VideoVAE(Autoencoder):
     """Videos `[B, 3, T, H, W]` in [-1, 1] to latents `[B, C, t, h, w]` and back.
 
     A video is cut into chunks of `micro_frame_size` frames that know nothing of each other, so the
@@ -85,6 +86,7 @@ class VideoVAE(nn.Module):
     or a generator is handed in, and without either the posteriors' means are taken.
     """
 
+    config: VideoVAEConfig
     shift: Tensor
     scale: Tensor
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kinema.config.settings import to_dict
-from kinema.generation.config import PipelineConfig, TrainedSize, VAEComponent
+from kinema.generation.config import PipelineConfig, TextComponent, TrainedSize, VAEComponent
 from kinema.training.config import TrainRecipe, VAETask
 
 
@@ -49,7 +49,7 @@ def pipeline_config(
     return PipelineConfig(
         model=recipe.model,
         vae=VAEComponent(config=recipe.vae, weights=vae_weights),
-        text=recipe.text,
+        text=TextComponent(config=recipe.text, weights=recipe.text_weights),
         diffusion=recipe.diffusion,
         buckets=data.sizes,
         fps=data.fps,

@@ -8,8 +8,14 @@ from pydantic import Field
 
 from kinema.config.settings import settings
 from kinema.data.config import DataConfig
-from kinema.diffusion.config import FrameMaskConfig, RectifiedFlowConfig
-from kinema.models.config import STDiT3Config, TextConfig, VideoVAEConfig
+from kinema.diffusion.config import FrameMaskConfig, ProcessConfig
+from kinema.models.config import (
+    STDiT3Config,
+    TextConfig,
+    TransformerConfig,
+    VAEConfig,
+    mismatch,
+)
 from kinema.telemetry.config import TrackingConfig
 
 RANDOM_WEIGHTS = "random"
@@ -135,16 +141,18 @@ class TrainRecipe:
     name: str
     """Name of the model in the run folder `outputs/NNN-NAME`."""
     task: Task
-    vae: VideoVAEConfig
+    vae: VAEConfig
     """The autoencoder: frozen for text-to-video, trained by the vae task."""
     vae_weights: str | None = None
     """The frozen autoencoder's weights: a checkpoint of `kinema train-vae`, its run folder, or a
     weights file. `random` asks for untrained ones (tests only)."""
-    model: STDiT3Config | None = None
+    model: TransformerConfig | None = None
     text: TextConfig | None = None
+    text_weights: str | None = None
+    """Folder of a pretrained text encoder and its tokenizer, where the encoder has weights."""
     text_cache: str | None = None
     """Precomputed text embeddings to read instead of running the text encoder."""
-    diffusion: RectifiedFlowConfig | None = None
+    diffusion: ProcessConfig | None = None
     data: DataConfig
 
     optim: OptimConfig = OptimConfig()
@@ -204,20 +212,13 @@ class TrainRecipe:
     def _check_model_and_text(self) -> None:
         assert self.model is not None
         assert self.text is not None
-        if self.model.skip_y_embedder:
+        if isinstance(self.model, STDiT3Config) and self.model.skip_y_embedder:
             raise ValueError("model.skip_y_embedder needs projected text, which training has not")
         if self.model.in_channels != self.vae.latent_channels:
             raise ValueError(
                 f"model.in_channels is {self.model.in_channels}, "
                 f"but the autoencoder's latents have {self.vae.latent_channels} channels"
             )
-        if self.model.caption_channels != self.text.dim:
-            raise ValueError(
-                f"model.caption_channels is {self.model.caption_channels}, "
-                f"but the text encoder gives {self.text.dim} channels (text.dim)"
-            )
-        if self.model.model_max_length != self.text.max_tokens:
-            raise ValueError(
-                f"model.model_max_length is {self.model.model_max_length}, "
-                f"but the text encoder gives {self.text.max_tokens} tokens (text.max_tokens)"
-            )
+        problem = mismatch(self.model, self.text)
+        if problem:
+            raise ValueError(problem)

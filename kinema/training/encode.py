@@ -14,10 +14,10 @@ from torch import Tensor
 from kinema.config.settings import to_dict
 from kinema.data.manifest import Manifest
 from kinema.data.text_cache import TextCache, TextCacheWriter
+from kinema.models.autoencoder import Autoencoder
 from kinema.models.build import build_text_encoder
-from kinema.models.config import HashTextConfig, T5TextConfig
+from kinema.models.config import TextConfig
 from kinema.models.text import TextEncoder
-from kinema.models.vae import VideoVAE
 from kinema.telemetry.progress import Progress
 
 
@@ -32,7 +32,7 @@ class TextSource:
     @torch.no_grad()
     def features(
         self, texts: Sequence[str], rows: NDArray[np.int64], device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Features of captions.
 
         Args:
@@ -40,19 +40,18 @@ class TextSource:
             rows: their rows in the manifest.
 
         Returns:
-            float32 `[B, 1, L, D]` on `device`, and on the CPU (it decides sizes) the mask, bool
-            `[B, L]`, True = keep.
+            as `TextFeatures`: y on `device`, and the mask on the CPU (it decides sizes).
         """
         if self._cache is not None:
             y, mask = self._cache.features(rows)
             return torch.from_numpy(y)[:, None].to(device, torch.float32), torch.from_numpy(mask)
         assert self._encoder is not None
         found = self._encoder.encode(list(texts))
-        return found.y.to(device), found.mask.cpu()
+        return found.y.to(device), found.mask
 
 
 @torch.no_grad()
-def encode_latents(vae: VideoVAE, video: Tensor, generator: torch.Generator) -> Tensor:
+def encode_latents(vae: Autoencoder, video: Tensor, generator: torch.Generator) -> Tensor:
     """Normalised latents, drawn from the posterior.
 
     Args:
@@ -74,7 +73,7 @@ class LatentMemory:
     and a resumed run, which begins with an empty memory, goes on bit for bit.
     """
 
-    def __init__(self, vae: VideoVAE) -> None:
+    def __init__(self, vae: Autoencoder) -> None:
         self._vae = vae
         self._known: dict[bytes, Tensor] = {}
 
@@ -94,7 +93,7 @@ class LatentMemory:
 
 def write_text_cache(
     manifest: Manifest,
-    config: HashTextConfig | T5TextConfig,
+    config: TextConfig,
     path: Path,
     *,
     dtype: str = "float16",

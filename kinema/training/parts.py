@@ -14,8 +14,9 @@ from kinema.config.errors import ConfigError, KinemaError
 from kinema.config.settings import to_dict
 from kinema.data.manifest import Manifest
 from kinema.data.text_cache import TextCache
+from kinema.models.autoencoder import Autoencoder
 from kinema.models.build import build_text_encoder, build_transformer, build_vae
-from kinema.models.config import VideoVAEConfig
+from kinema.models.config import VAEConfig
 from kinema.models.vae import VideoVAE
 from kinema.models.vae_init import start_as_block_means
 from kinema.parallel.recompute import apply_recompute
@@ -45,6 +46,8 @@ def build_model(recipe: TrainRecipe, device: torch.device) -> nn.Module:
         if isinstance(recipe.task, VAETask):
             vae = build_vae(recipe.vae)
             if recipe.task.start == "block-means":
+                if not isinstance(vae, VideoVAE):
+                    raise ConfigError("block-means starts video autoencoders", where="task.start")
                 start_as_block_means(vae)
             model: nn.Module = vae
         else:
@@ -69,7 +72,7 @@ def build_model(recipe: TrainRecipe, device: torch.device) -> nn.Module:
 class FrozenVAE:
     """The autoencoder of a text-to-video run and where its weights are (None: random)."""
 
-    network: VideoVAE
+    network: Autoencoder
     weights: Path | None
 
 
@@ -97,7 +100,7 @@ def load_frozen_vae(recipe: TrainRecipe, device: torch.device) -> FrozenVAE:
     return FrozenVAE(network.to(device).eval().requires_grad_(False), path)
 
 
-def _vae_weights(path: Path, config: VideoVAEConfig) -> Path:
+def _vae_weights(path: Path, config: VAEConfig) -> Path:
     """The weights behind a path; a checkpoint must have the recipe's settings."""
     path = resolve_weights(path)
     if not (path / "state.json").is_file():

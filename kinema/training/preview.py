@@ -9,9 +9,9 @@ import torch
 from kinema.generation.config import GenerateRequest, PipelineConfig
 from kinema.generation.parts import Parts
 from kinema.generation.pipeline import Pipeline
+from kinema.models.autoencoder import Autoencoder
 from kinema.models.build import build_text_encoder, build_transformer
-from kinema.models.stdit3 import STDiT3
-from kinema.models.vae import VideoVAE
+from kinema.models.transformer import Transformer
 from kinema.telemetry.run_log import RunLog
 from kinema.training.config import PreviewConfig
 from kinema.training.state import TrainState
@@ -28,15 +28,15 @@ class Previewer:
     """
 
     def __init__(
-        self, wanted: PreviewConfig, config: PipelineConfig, vae: VideoVAE, device: torch.device
+        self, wanted: PreviewConfig, config: PipelineConfig, vae: Autoencoder, device: torch.device
     ) -> None:
         self._config = config
         self._vae = vae
-        self._text = build_text_encoder(config.text)
+        self._text = build_text_encoder(config.text.config)
         self._device = device
         self._requests = self._checked(wanted)
 
-    def _pipeline(self, model: STDiT3) -> Pipeline:
+    def _pipeline(self, model: Transformer) -> Pipeline:
         return Pipeline(self._config, Parts(model, self._vae, self._text), device=self._device)
 
     def _checked(self, wanted: PreviewConfig) -> list[GenerateRequest]:

@@ -39,7 +39,7 @@ from kinema.training.resume import check_changes
 from kinema.training.run_folder import describe, identity
 from kinema.training.state import TrainState
 from kinema.training.stop import stop_on_signals
-from kinema.training.tasks import Autoencoder, Task, TextToVideo
+from kinema.training.tasks import Reconstruction, Task, TextToVideo
 
 OnStep = Callable[[int, dict[str, Any] | None], None]
 
@@ -257,7 +257,7 @@ def _task(
 ) -> tuple[Task, FrozenVAE | None]:
     """The task, and the frozen autoencoder that it looks through."""
     if not isinstance(recipe.task, TextToVideoTask):
-        return Autoencoder(recipe, spans), None
+        return Reconstruction(recipe, spans), None
     vae = load_frozen_vae(recipe, world.device)
     return TextToVideo(recipe, vae.network, text_source(recipe, manifest), spans), vae
 

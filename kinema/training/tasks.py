@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from kinema.data.loader import Batch
 from kinema.diffusion.masks import frame_masks
-from kinema.diffusion.rectified_flow import RectifiedFlow
-from kinema.models.stdit3 import STDiT3
+from kinema.diffusion.process import build_process
+from kinema.models.autoencoder import Autoencoder
+from kinema.models.transformer import ClipShape, Transformer
 from kinema.models.vae import VideoVAE
 from kinema.telemetry.spans import Spans
 from kinema.training.config import TrainRecipe, VAETask
@@ -53,7 +54,7 @@ class Task(Protocol):
 
 
 class TextToVideo:
-    """Rectified flow on latents of videos, given their captions (Open-Sora 1.2).
+    """Diffusion on latents of videos, given their captions.
 
     Args:
         vae: frozen, on the device.
@@ -65,7 +66,7 @@ class TextToVideo:
     def __init__(
         self,
         recipe: TrainRecipe,
-        vae: VideoVAE,
+        vae: Autoencoder,
         text: TextSource,
         spans: Spans,
     ) -> None:
@@ -74,7 +75,7 @@ class TextToVideo:
         assert recipe.model is not None
         masks = recipe.task.masks
         self._masks = masks if masks.ratios()["identity"] < 1 else None
-        self._flow = RectifiedFlow(recipe.diffusion)
+        self._process = build_process(recipe.diffusion)
         self._drop_probability = recipe.model.class_dropout_prob
         self._vae = vae
         self._memory = LatentMemory(vae) if recipe.task.remember_latents else None
@@ -82,9 +83,9 @@ class TextToVideo:
         self._spans = spans
 
     def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> LossReport:
-        assert isinstance(model, STDiT3)
+        assert isinstance(model, Transformer)
         device = batch.video.device
-        count, _, _, height, width = batch.video.shape
+        count, _, frames, height, width = batch.video.shape
         with self._spans("text"):
             y, text_mask = self._text.features(batch.text, batch.rows, device)
         with self._spans("vae"):
@@ -93,8 +94,8 @@ class TextToVideo:
             else:
                 x0 = encode_latents(self._vae, batch.video, draws.generator("posterior"))
 
-        raw = self._flow.draw(count, draws.generator("timestep"))
-        t = self._flow.training_timesteps(
+        raw = self._process.draw(count, draws.generator("timestep"))
+        t = self._process.training_timesteps(
             raw, latent_frames=x0.shape[2], height=height, width=width
         )
         generator = draws.generator("noise")
@@ -108,23 +109,26 @@ class TextToVideo:
             if self._drop_probability > 0:
                 unit = torch.rand(count, generator=draws.generator("caption"), device=device)
                 y = model.drop_text(y, unit < self._drop_probability)
-            prediction = model(
-                self._flow.add_noise(x0, noise, t, noised),
+            prediction = model.predict(
+                self._process.add_noise(x0, noise, t, noised),
                 t,
                 y,
                 mask=text_mask,
                 x_mask=noised,
-                fps=batch.fps.to(device),
-                height=torch.full((count,), float(height), device=device),
-                width=torch.full((count,), float(width), device=device),
+                shape=ClipShape(
+                    fps=batch.fps.to(device),
+                    height=torch.full((count,), float(height), device=device),
+                    width=torch.full((count,), float(width), device=device),
+                    num_frames=torch.full((count,), float(frames), device=device),
+                ),
             )
-            return LossReport(self._flow.loss(prediction, x0, noise, mask=noised).mean())
+            return LossReport(self._process.loss(prediction, x0, noise, t, mask=noised).mean())
 
     def finalise(self, model: nn.Module, batches: Callable[[], Iterable[Tensor]]) -> None:
         """Nothing here is measured."""
 
 
-class Autoencoder:
+class Reconstruction:
     """Reconstruction: `L1 + kl_weight · KL`, both means over their elements.
 
     The KL is that of the latents the transformer sees (the temporal posterior) and that of the

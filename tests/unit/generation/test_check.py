@@ -59,7 +59,7 @@ def test_seconds_in_between_are_refused() -> None:
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63}, "seed is"),
         ({"num_sampling_steps": 0}, "num_sampling_steps is 0"),
-        ({"cfg_scale": 0.5}, "cfg_scale is 0.5"),
+        ({"cfg_scale": -1.0}, "cfg_scale is -1"),
         ({"cfg_scale": float("nan")}, "cfg_scale.*finite"),
         ({"fps": 0.0}, "fps is 0"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kinema.diffusion.config import RectifiedFlowConfig
-from kinema.generation.config import PipelineConfig, TrainedSize, VAEComponent
+from kinema.generation.config import PipelineConfig, TextComponent, TrainedSize, VAEComponent
 from kinema.generation.parts import Parts
 from kinema.generation.pipeline import Pipeline
 from kinema.models.build import build_text_encoder, build_transformer, build_vae
@@ -44,7 +44,7 @@ def tiny_config(*, vae_weights: str | None = None) -> PipelineConfig:
             input_sq_size=32,
         ),
         vae=VAEComponent(config=tiny_vae(), weights=vae_weights),
-        text=HashTextConfig(dim=16, max_tokens=8),
+        text=TextComponent(config=HashTextConfig(dim=16, max_tokens=8)),
         diffusion=RectifiedFlowConfig(num_sampling_steps=3, cfg_scale=4.0),
         buckets=(TrainedSize(width=32, height=32, num_frames=17),),
         fps=8.0,
@@ -61,7 +61,7 @@ def tiny_parts(config: PipelineConfig) -> Parts:
     return Parts(
         model=model.eval(),
         vae=vae.eval(),
-        text=build_text_encoder(config.text),
+        text=build_text_encoder(config.text.config),
         identity={"checkpoint": "nowhere"},
     )
 

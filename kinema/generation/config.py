@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from kinema.config.settings import settings
 from kinema.diffusion.config import ProcessConfig
 from kinema.models.config import TextConfig, TransformerConfig, VAEConfig
@@ -47,6 +51,16 @@ class PipelineConfig:
     """Shapes seen in training, most frequent first; the first one is the default size."""
     fps: float = 24.0
     """Frame rate seen in training, after frame skipping: the default frame rate."""
+    frame_interval: Annotated[int, Field(ge=1)] = 1
+    """Frames of the source per frame of a clip in training, where the model was told the source's
+    rate: it is told `fps` of a request, and the file plays at `fps // frame_interval` (1.1: 3)."""
+    align: Annotated[int, Field(ge=1)] | None = None
+    """Where references may start and end in a segment: at multiples of this many latent frames
+    (1.2: 5, one chunk of its autoencoder); None: anywhere."""
+    condition_frame_length: Annotated[int, Field(ge=1)] = 4
+    """Latent frames that a segment takes over from the one before, by default (1.2: 5)."""
+    aes: float | None = None
+    """Aesthetic score that is appended to prompts by default (1.2: 6.5); None: none is."""
 
 
 @settings

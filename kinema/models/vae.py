@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema.config.errors import KinemaError
-from kinema.models.autoencoder import Autoencoder
+from kinema.models.autoencoder import Autoencoder, check_video
 from kinema.models.config import VAE2DConfig, VideoVAEConfig
 from kinema.models.vae_2d import AutoencoderKL
 from kinema.models.vae_posterior import DiagonalGaussian
@@ -60,9 +60,7 @@ class SpatialVAE(nn.Module):
 
     def posterior(self, video: Tensor) -> DiagonalGaussian:
         """Distribution of the unscaled latents, `[B, C, T, h, w]`, of `[B, 3, T, H, W]`."""
-        frames = video.to(_dtype(self)).transpose(1, 2).flatten(0, 1)
-        moments = torch.cat([self.module.encode(part) for part in self._parts(frames)])
-        return DiagonalGaussian.from_moments(_unflatten(moments, video.shape[0]))
+        return DiagonalGaussian.from_moments(self.module.encode_video(video, self.micro_batch_size))
 
     def encode(self, video: Tensor, noise: Tensor | None = None) -> Tensor:
         """Scaled latents, float32 `[B, C, T, h, w]`; without noise the posterior's mean."""
@@ -70,12 +68,7 @@ class SpatialVAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Scaled latents `[B, C, T, h, w]` to a video `[B, 3, T, H, W]`."""
-        frames = (z / self.scaling).to(_dtype(self)).transpose(1, 2).flatten(0, 1)
-        decoded = torch.cat([self.module.decode(part) for part in self._parts(frames)])
-        return _unflatten(decoded, z.shape[0])
-
-    def _parts(self, frames: Tensor) -> tuple[Tensor, ...]:
-        return frames.split(self.micro_batch_size or len(frames))
+        return self.module.decode_video(z / self.scaling, self.micro_batch_size)
 
 
 class VideoVAE(Autoencoder):
@@ -241,15 +234,8 @@ class VideoVAE(Autoencoder):
 
     def _noise(self, video: Tensor, noise: Noise | torch.Generator | None) -> Noise:
         """Check the size and settle the noise, all at once so that chunks do not change it."""
-        batch, channels, frames, height, width = video.shape
-        assert channels == 3, f"a video is [B, 3, T, H, W], not {tuple(video.shape)}"
-        stride = self.config.spatial_stride
-        if min(height, width) < stride:
-            raise KinemaError(
-                f"frames of {width}x{height} are smaller than one latent position, "
-                f"{stride}x{stride} pixels",
-                where="video VAE",
-            )
+        check_video(video, self.config)
+        batch, _, frames, height, width = video.shape
         if not isinstance(noise, torch.Generator):
             return noise or (None, None)
         t, h, w = self.config.latent_size(frames, height, width)
@@ -266,11 +252,6 @@ class VideoVAE(Autoencoder):
 
 def _dtype(module: nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
-
-
-def _unflatten(frames: Tensor, batch: int) -> Tensor:
-    """`[B * T, C, H, W]` to `[B, C, T, H, W]`."""
-    return frames.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
 def _cut(noise: Tensor | None, frames: slice) -> Tensor | None:

@@ -2,9 +2,13 @@
 
 Names of modules and parameters are those of diffusers' `AutoencoderKL`, so that released weights
 load without a table: hence lists with one entry (`attentions.0`, `downsamplers.0`, `to_out.0`).
+Files from before diffusers 0.17 name the attention differently: `old_attention_names`.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +16,7 @@ from torch.nn import functional as F
 from kinema.models.config import VAE2DConfig
 
 NORM_EPS = 1e-6
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 class AutoencoderKL(nn.Module):
@@ -29,14 +34,39 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = nn.Conv2d(moments, moments, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode_frames(self, frames: Tensor) -> Tensor:
         moments: Tensor = self.quant_conv(self.encoder(frames))
         return moments
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode_frames(self, z: Tensor) -> Tensor:
         """`[N, C, h, w]`, as sampled from the moments, to `[N, 3, h * stride, w * stride]`."""
         frames: Tensor = self.decoder(self.post_quant_conv(z))
         return frames
+
+    def encode_video(self, video: Tensor, micro_batch_size: int | None) -> Tensor:
+        """Moments `[B, 2C, T, h, w]` of a video `[B, 3, T, H, W]`, in the dtype of the weights.
+
+        Args:
+            micro_batch_size: frames that are coded at once; None: all. Changes memory only.
+        """
+        return _frame_by_frame(self.encode_frames, self._cast(video), micro_batch_size)
+
+    def decode_video(self, z: Tensor, micro_batch_size: int | None) -> Tensor:
+        """A video `[B, 3, T, H, W]` of latents `[B, C, T, h, w]` as sampled from the moments."""
+        return _frame_by_frame(self.decode_frames, self._cast(z), micro_batch_size)
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.to(self.quant_conv.weight.dtype)
+
+
+def old_attention_names(name: str) -> str:
+    """The present name of a parameter, from one that diffusers used before version 0.17.
+
+    `sd-vae-ft-ema` and other early files call the layers of the attention `query`, `key`, `value`
+    and `proj_attn`. Any other name comes back as it is; any prefix may stand before.
+    """
+    found = re.fullmatch(r"(.*attentions\.\d+\.)(query|key|value|proj_attn)(\.weight|\.bias)", name)
+    return found[1] + OLD_ATTENTION[found[2]] + found[3] if found else name
 
 
 class Encoder(nn.Module):
@@ -180,3 +210,19 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return x
+
+
+def _frame_by_frame(
+    code: Callable[[Tensor], Tensor], video: Tensor, micro_batch_size: int | None
+) -> Tensor:
+    """`code` on the frames of `[B, C, T, H, W]`, some at a time; `[B, C', T, H', W']`."""
+    batch, _, count, _, _ = video.shape
+    frames = video.transpose(1, 2).flatten(0, 1)
+    size = min(micro_batch_size or len(frames), len(frames))
+    coded = code(frames[:size])
+    if size < len(frames):  # one buffer for all: a list of parts would hold everything twice
+        first, coded = coded, coded.new_empty(len(frames), *coded.shape[1:])
+        coded[:size] = first
+        for start in range(size, len(frames), size):
+            coded[start : start + size] = code(frames[start : start + size])
+    return coded.unflatten(0, (batch, count)).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The video autoencoder of Open-Sora 1.2 against the original."""
+"""The video autoencoder of Open-Sora 1.2, and the image autoencoder of all, against the originals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from kinema.config.settings import from_dict
-from kinema.models.config import VAE2DConfig, VideoVAEConfig
+from kinema.models.config import ImageVAEConfig, VAE2DConfig, VideoVAEConfig
+from kinema.models.image_vae import ImageVAE
 from kinema.models.vae import SpatialVAE, VideoVAE
 from tests.parity.case import Case, adapter
 
@@ -105,29 +106,43 @@ def training_forward(
     )
 
 
-@adapter(r"v1\.2 VideoAutoencoderKL$", kind="safetensors")
+@adapter(r"\bVideoAutoencoderKL$", kind="safetensors")
 def spatial_vae(case: Case) -> None:
+    """The original's one class is two of ours: part of the video autoencoder, and on its own."""
     config = from_dict(VAE2DConfig, config_2d(case.config["vae_2d"]))
-    vae = SpatialVAE(
+    micro_batch_size = case.config.get("micro_batch_size")
+    part = SpatialVAE(
         config,
         scaling=VideoVAEConfig().spatial_scaling,  # whatever the 2D settings say
-        micro_batch_size=case.config.get("micro_batch_size"),
+        micro_batch_size=micro_batch_size,
     )
+    alone = ImageVAE(ImageVAEConfig(vae_2d=config, micro_batch_size=micro_batch_size))
     weights = case.group("weight")
     prefix = "spatial_vae."
     if any(k.startswith(prefix) for k in weights):  # a file that is shared with the video VAE's
         weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    vae.eval().load_state_dict(weights, strict=True)
+    part.module.load_state_dict(
+        {k.removeprefix("module."): v for k, v in weights.items()}, strict=True
+    )
+    alone.load_state_dict(part.module.state_dict(), strict=True)
     video = case.input("video")
     noise = case.input("noise_spatial") if case.has("in.noise_spatial") else None
     noise = None if noise is None else per_video(noise, len(video))
-    outputs = {
-        "out.z_mean": lambda: vae.encode(video),
-        "out.z_sample": lambda: vae.encode(video, noise),
-        "out.video": lambda: vae.decode(case.input("z")),
-    }
     with torch.no_grad():
-        case.check_each(outputs)
+        case.check_each(
+            {
+                "out.z_mean": lambda: part.encode(video),
+                "out.z_sample": lambda: part.encode(video, noise),
+                "out.video": lambda: part.decode(case.input("z")),
+            }
+        )
+        case.check_each(
+            {
+                "out.z_mean": lambda: alone.encode(video),
+                "out.z_sample": lambda: alone.encode(video, noise=noise),
+                "out.video": lambda: alone.decode(case.input("z"), case.input("z").shape[2]),
+            }
+        )
 
 
 @adapter(r"v1\.2 VideoAutoencoderPipeline\.get_latent_size$", kind="json")

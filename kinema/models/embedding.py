@@ -51,6 +51,27 @@ class PatchEmbed3D(nn.Module):
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
+def unpatchify(
+    x: Tensor,
+    grid: tuple[int, int, int],
+    patch_size: tuple[int, int, int],
+    size: tuple[int, int, int],
+) -> Tensor:
+    """Patches of the output back in place, cut to the size of the input.
+
+    Args:
+        x: `[B, tokens of the grid, elements of a patch * C]`; tokens may be on several axes.
+        grid: tokens along time, height and width.
+        size: (T, H, W) of the latent, at most grid times patch.
+
+    Returns:
+        `[B, C, T, H, W]`.
+    """
+    x = x.view(x.shape[0], *grid, *patch_size, -1)
+    x = x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6).flatten(4, 5).flatten(2, 3)
+    return x[:, :, : size[0], : size[1], : size[2]]
+
+
 def sinusoids(values: Tensor, channels: int = FREQUENCY_CHANNELS) -> Tensor:
     """Cosines, then sines, of values at frequencies from 1 down towards 1/10000.
 

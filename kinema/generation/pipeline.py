@@ -26,7 +26,6 @@ from kinema.generation.memory import MemoryEstimate, estimate_memory
 from kinema.generation.noise import initial_noise
 from kinema.generation.parts import DTYPES, Parts, Source, parameter_count
 from kinema.models.build import build_text_encoder
-from kinema.models.text import split_words
 from kinema.models.transformer import ClipShape
 
 OnStep = Callable[[int], None]
@@ -210,8 +209,7 @@ class Pipeline:
 
     def lost_words(self, prompt: str) -> str:
         """The end of a prompt that the text encoder has no room for; empty if all of it fits."""
-        cut = build_text_encoder(self.config.text.config).encode([prompt]).cut[0]
-        return " ".join(split_words(prompt)[-cut:]) if cut else ""
+        return build_text_encoder(self.config.text.config).lost(prompt)
 
     def load(self) -> Parts:
         """The networks, read now if they were not yet."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -24,6 +24,24 @@ class HashTextConfig:
         return 0.0
 
 
+class T5Size(NamedTuple):
+    """What the FLOPs of a T5 encoder depend on beside its width; heads are 64 wide."""
+
+    layers: int
+    heads: int
+    feed_forward: int
+
+
+T5_SIZES = {
+    512: T5Size(8, 6, 1024),
+    768: T5Size(12, 12, 2048),
+    1024: T5Size(24, 16, 2816),
+    2048: T5Size(24, 32, 5120),
+    4096: T5Size(24, 64, 10240),
+}
+"""The published T5 v1.1 encoders by width: small, base, large, XL, XXL."""
+
+
 @settings
 class T5TextConfig:
     """The encoder of T5 v1.1 (XXL by default), the text side of Open-Sora 1.x and PixArt."""
@@ -32,17 +50,25 @@ class T5TextConfig:
     max_tokens: PositiveInt = 300
     """120 in Open-Sora 1.0 and PixArt-alpha, 200 in 1.1, 300 in 1.2 and PixArt-Sigma."""
     clean_caption: bool = True
-    """Clean captions as the originals do (twice); otherwise only lower-case and strip... none."""
+    """Clean captions as the originals do, twice (`text_cleaning.py`); otherwise they are only
+    lower-cased and stripped of white space at both ends."""
     dim: PositiveInt = 4096
     """Width of the features (T5's d_model)."""
+    precision: Literal["fp32", "bf16", "int8"] = "bf16"
+    """Of the weights; `int8` is 8 bits for the weights of the layers and bf16 arithmetic. The
+    features change with it (bf16 in the third digit), so a text cache is made for one of them."""
 
     def encode_flops(self) -> float:
-        """FLOPs for one caption, padded to `max_tokens`; multiply-add = 2.
+        """FLOPs for one caption of `max_tokens`; multiply-add = 2. Shorter ones cost less.
 
-        24 layers; attention with 64 heads of 64; gated feed-forward of width 10240.
+        Of the published encoder of this width. Other widths count with XXL's proportions.
         """
-        layers, width, heads, feed_forward, length = 24, self.dim, 64 * 64, 10240, self.max_tokens
-        attention = 4 * length * width * heads + 2 * length * length * heads
+        width, length = self.dim, self.max_tokens
+        layers, heads, feed_forward = T5_SIZES.get(
+            width, T5Size(24, max(1, width // 64), width * 5 // 2)
+        )
+        inner = 64 * heads
+        attention = 4 * length * width * inner + 2 * length * length * inner
         return 2.0 * layers * (attention + 3 * length * width * feed_forward)
 
 

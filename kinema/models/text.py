@@ -1,4 +1,4 @@
-"""Captions to features: the frozen encoder that needs no weights."""
+"""Captions to features: what every encoder does, and the one that needs no weights."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import functools
 import hashlib
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,28 +34,60 @@ class TextFeatures:
     mask: Tensor | None
     """`[B, L]` bool on the CPU, True = keep, at least one per caption; None where there are no
     tokens."""
-    cut: tuple[int, ...]
-    """For each caption, how many of its words did not fit."""
 
 
-class TextEncoder(Protocol):
-    """Turns captions into features, always the same for the same caption."""
+class TextEncoder(ABC):
+    """Turns captions into features, always the same for the same caption.
+
+    A caption's features do not depend on the captions beside it. Networks of gigabytes are read
+    when they are first needed, so making an encoder is cheap and checks its files.
+    """
+
+    config: TextConfig
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> TextFeatures:
+        """Features of captions, on the CPU; of a longer caption only its beginning counts.
+
+        Raises:
+            KinemaError: weights that do not fit, a class out of range.
+        """
+
+    @abstractmethod
+    def lost(self, text: str) -> str:
+        """The end of the caption that does not fit into `max_tokens`; "" if all of it fits.
+
+        It is shown as the encoder reads it, that is in lower case or cleaned.
+        """
 
     @property
-    def config(self) -> TextConfig: ...
+    def weights_id(self) -> str | None:
+        """Names the weights behind the features by their content; None: there are none."""
+        return None
 
-    def encode(self, texts: Sequence[str]) -> TextFeatures:
-        """Features of captions, on the CPU; longer captions are cut, and `cut` says so."""
-        ...
+    @property
+    def memory_bytes(self) -> int:
+        """What the weights take in memory, known without loading them."""
+        return 0
+
+    def to(self, device: torch.device | str) -> None:
+        """Have the network on this device: where `encode` computes from now on."""
+        return None  # nothing to move where there is no network
+
+    def free(self) -> None:
+        """Give the network's memory back; the next `encode` reads the weights again."""
+        return None
 
 
-class HashTextEncoder:
+class HashTextEncoder(TextEncoder):
     """Every word has a fixed pseudo-random vector: nothing to download, the same everywhere.
 
     Components have variance one. Words that share spelling (circle, circles) are near, other
     words as good as orthogonal; meaning is left to the transformer to learn. The first token is
     a begin marker, so that an empty caption is one token long.
     """
+
+    config: HashTextConfig
 
     def __init__(self, config: HashTextConfig) -> None:
         self.config = config
@@ -65,19 +97,28 @@ class HashTextEncoder:
         dim, limit = self.config.dim, self.config.max_tokens
         features = np.zeros((len(texts), 1, limit, dim), dtype=np.float32)
         mask = np.zeros((len(texts), limit), dtype=bool)
-        cut = []
         for row, text in enumerate(texts):
             tokens = [_BEGIN, *split_words(text)]
-            cut.append(max(0, len(tokens) - limit))
             for place, token in enumerate(tokens[:limit]):
                 features[row, 0, place] = _word_vector(token, dim) + _place_vector(place, dim)
                 mask[row, place] = True
-        return TextFeatures(torch.from_numpy(features), torch.from_numpy(mask), tuple(cut))
+        return TextFeatures(torch.from_numpy(features), torch.from_numpy(mask))
+
+    def lost(self, text: str) -> str:
+        """See `TextEncoder.lost`."""
+        normal = _normal(text)
+        starts = [found.start() for found in _WORD.finditer(normal)]
+        fits = self.config.max_tokens - 1  # the begin marker takes a place
+        return normal[starts[fits] :].rstrip() if len(starts) > fits else ""
 
 
 def split_words(text: str) -> list[str]:
     """Lower-case words, and punctuation marks each for itself."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+    return _WORD.findall(_normal(text))
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).lower()
 
 
 @functools.lru_cache(maxsize=65536)

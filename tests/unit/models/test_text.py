@@ -27,9 +27,15 @@ def test_shapes_and_masks(encoder: HashTextEncoder) -> None:
     assert features.y.dtype == torch.float32
     assert features.mask.dtype == torch.bool
     assert features.mask.sum(dim=1).tolist() == [4, 1, 8]  # a begin marker first
-    assert features.cut == (0, 0, 2)
     assert not features.y[:, 0][~features.mask].any()
     assert float(features.y[:, 0][features.mask].std()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_what_does_not_fit(encoder: HashTextEncoder) -> None:
+    assert encoder.lost("one two three four five six seven Eight, nine ") == "eight, nine"
+    assert encoder.lost("one two three four five six seven") == ""
+    cut, whole = encoder.encode(["a b c d e f g h i", "a b c d e f g"]).y
+    assert torch.equal(cut, whole)
 
 
 def test_no_captions(encoder: HashTextEncoder) -> None:

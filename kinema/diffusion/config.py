@@ -88,11 +88,17 @@ class IDDPMConfig:
     """Default scale of classifier-free guidance; 1 is none."""
     cfg_channel: int | None = None
     """Guide this many channels of the predicted noise, as published samples of 1.0 and 1.1 did
-    (3 of 4); null guides all."""
+    (3 of 4); null guides all. DPM-Solver guides all in any case, as the originals' does."""
+    tables: Literal["float64", "float32"] = "float64"
+    """Precision in which the numbers of the noise schedule are worked out: float64 in 1.0, DiT
+    and PixArt, float32 in 1.1 and in 1.2's copy, up to 2e-4 off. The rest is float32 anyway."""
 
     def __post_init__(self) -> None:
-        if self.num_timesteps < 2:
-            raise ValueError(f"num_timesteps is {self.num_timesteps}; it must be at least 2")
+        if self.num_timesteps < 21:
+            raise ValueError(
+                f"num_timesteps is {self.num_timesteps}; it must be at least 21: with fewer, the "
+                "linear schedule would have to add a variance above 1"
+            )
         if not 1 <= self.num_sampling_steps <= self.num_timesteps:
             raise ValueError(
                 f"num_sampling_steps is {self.num_sampling_steps}; it must be from 1 to "
@@ -105,6 +111,28 @@ class IDDPMConfig:
 
 
 ProcessConfig = Annotated[RectifiedFlowConfig | IDDPMConfig, Field(discriminator="type")]
+
+
+def process_mismatch(process: ProcessConfig, *, channels: int, pred_sigma: bool) -> str | None:
+    """Why a network cannot be trained or sampled by this process; None if it can.
+
+    Args:
+        channels: of the latent (`model.in_channels`).
+        pred_sigma: whether the network predicts a variance besides (`model.pred_sigma`).
+    """
+    if not isinstance(process, IDDPMConfig):
+        return None
+    if not pred_sigma:
+        return (
+            "model.pred_sigma is false, but diffusion type `iddpm` needs the variance that it "
+            "stands for: pred_sigma: true, or diffusion type `rflow`"
+        )
+    if process.cfg_channel is not None and process.cfg_channel > channels:
+        return (
+            f"diffusion.cfg_channel is {process.cfg_channel}, but the latent has {channels} "
+            "channels (model.in_channels)"
+        )
+    return None
 
 
 @settings

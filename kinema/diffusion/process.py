@@ -14,7 +14,8 @@ Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """`network(x [B,C,T,H,W], t [B], x_mask bool [B,T] or None) -> [B, >=C, T, H, W]`: the network
 with everything else bound (text, sizes, guidance)."""
 NoiseOfStep = Callable[[int], Tensor]
-"""`noise(step) -> [B,C,T,H,W]`, standard normal; the same step must give the same noise."""
+"""`noise(number) -> [B,C,T,H,W]`, standard normal; the same number must give the same noise, other
+numbers other noise. Processes that draw twice in a step also ask for numbers from `steps` on."""
 
 
 class Process(Protocol):
@@ -23,6 +24,9 @@ class Process(Protocol):
     Shapes: clips, noise and predictions `[B, C, T, H, W]` (latents), timesteps `[B]`, frame masks
     bool `[B, T]`, True = noised. All arithmetic is float32 whatever comes in.
     """
+
+    terms: tuple[str, ...]
+    """Names of what `loss_terms` gives."""
 
     @property
     def config(self) -> RectifiedFlowConfig | IDDPMConfig: ...
@@ -46,7 +50,7 @@ class Process(Protocol):
         """`x_t`, float32; frames where `mask` is False are as clean as the process has it."""
         ...
 
-    def loss(
+    def loss_terms(
         self,
         prediction: Tensor,
         x0: Tensor,
@@ -54,8 +58,9 @@ class Process(Protocol):
         t: Tensor,
         *,
         mask: Tensor | None = None,
-    ) -> Tensor:
-        """Loss of each sample, float32 `[B]`, over the frames that the mask noises.
+    ) -> dict[str, Tensor]:
+        """The loss of each sample is the sum of these, float32 `[B]` each, over the frames that
+        the mask noises.
 
         Args:
             prediction: of the network for `add_noise(x0, noise, t, mask)`, `[B, >=C, T, H, W]`.
@@ -109,11 +114,16 @@ def guided(cond: Tensor, uncond: Tensor, scale: Tensor | float) -> Tensor:
 
 
 def build_process(config: ProcessConfig) -> Process:
-    """The process of these settings."""
+    """The process of these settings. Another sampler is another setting: sample with
+    `dataclasses.replace(config, sampler="dpm-solver")`."""
     if isinstance(config, RectifiedFlowConfig):
         from kinema.diffusion.rectified_flow import RectifiedFlow
 
         return RectifiedFlow(config)
+    if config.sampler == "dpm-solver":
+        from kinema.diffusion.dpm_solver import DPMSolver
+
+        return DPMSolver(config)
     from kinema.diffusion.iddpm import IDDPM
 
     return IDDPM(config)

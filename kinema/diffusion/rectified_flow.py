@@ -32,6 +32,8 @@ class RectifiedFlow:
     C channels (1.x's heads also carry a variance) has its velocity in the first C.
     """
 
+    terms: tuple[str, ...] = ("mse",)
+
     def __init__(self, config: RectifiedFlowConfig) -> None:
         self.config = config
 
@@ -151,6 +153,18 @@ class RectifiedFlow:
             # where, not times: a clean frame's error may be inf and must not become NaN.
             loss = torch.where(mask, error, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
         return loss if weight is None else loss * weight.float()
+
+    def loss_terms(
+        self,
+        prediction: Tensor,
+        x0: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        *,
+        mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """`loss` under its name."""
+        return {"mse": self.loss(prediction, x0, noise, t, mask=mask)}
 
     # Sampling
 

@@ -75,7 +75,7 @@ def full_disk_explained(where: Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        if not _is_full_disk(error):
+        if not is_full_disk(error):
             raise
         raise CheckpointError(
             "could not be written: the disk is full, or a limit on file size or quota was hit; "
@@ -85,7 +85,8 @@ def full_disk_explained(where: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_full_disk(error: BaseException | None) -> bool:
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether this error, or one that it came from, is about space or quota."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -11,3 +11,7 @@ class CheckpointError(KinemaError):
 
 class WeightsError(KinemaError):
     """Weights that cannot be read, or do not belong to the model."""
+
+
+class HubError(KinemaError):
+    """Weights that are not on this machine and cannot be fetched."""

@@ -10,7 +10,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kinema.config.errors import KinemaError
 from kinema.models.attention import Packing
 from kinema.models.config import STDiT3Config
 from kinema.models.embedding import (
@@ -22,33 +21,19 @@ from kinema.models.embedding import (
 )
 from kinema.models.layers import (
     MLP,
+    CaptionEmbedder,
     CrossAttention,
+    FinalLayer,
+    KeysValues,
+    PackedText,
     SelfAttention,
     gated_add,
     layer_norm,
     modulate,
+    modulation,
+    unpatchify,
 )
-from kinema.models.transformer import ClipShape, Transformer
-
-
-class CaptionEmbedder(nn.Module):
-    """Projects text features; holds the learned stand-in for "no caption"."""
-
-    y_embedding: Tensor
-
-    def __init__(self, in_channels: int, dim: int, max_length: int) -> None:
-        super().__init__()
-        self.y_proj = MLP(in_channels, dim, dim)
-        self.register_buffer("y_embedding", torch.empty(max_length, in_channels))
-
-    def forward(self, y: Tensor) -> Tensor:
-        """`[..., in_channels]` to `[..., dim]`."""
-        return self.y_proj(y)
-
-    def drop(self, y: Tensor, drop: Tensor) -> Tensor:
-        """See `STDiT3.drop_text`."""
-        null = self.y_embedding[: y.shape[2]].to(y.dtype)
-        return torch.where(drop[:, None, None, None], null, y)
+from kinema.models.transformer import CaptionTransformer, ClipShape
 
 
 class STDiT3Block(nn.Module):
@@ -64,20 +49,22 @@ class STDiT3Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.empty(6, dim))
 
     def forward(
-        self, x: Tensor, text: Tensor, packing: Packing, t: Tensor, rotation: Tensor | None = None
+        self,
+        x: Tensor,
+        text: Tensor | KeysValues,
+        packing: Packing,
+        t: Tensor,
+        rotation: Tensor | None = None,
     ) -> Tensor:
         """
         Args:
             x: tokens `[B, T, S, C]`.
-            text: packed text tokens `[sum of lengths, C]`.
+            text: packed text tokens `[sum of lengths, C]`, or their keys and values.
             packing: which text tokens belong to which sample.
             t: modulation `[B, T or 1, 6 * C]` fp32.
             rotation: rotary positions in time, for a temporal block.
         """
-        # Modulation vectors are few: fp32, and rounded only where they meet the tokens.
-        vectors = self.scale_shift_table.float() + t.unflatten(-1, (6, -1))
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = vectors[:, :, :, None].unbind(2)
-
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation(self.scale_shift_table, t)
         attended = self._attend(modulate(layer_norm(x), shift, scale), rotation)
         x = gated_add(x, gate, attended)
         x = x + self.cross_attn(x.flatten(1, 2), text, packing).view_as(x)
@@ -90,38 +77,7 @@ class STDiT3Block(nn.Module):
         return out.transpose(1, 2) if self.temporal else out
 
 
-class FinalLayer(nn.Module):
-    """From tokens to patches of the output."""
-
-    def __init__(self, dim: int, patch_elements: int, out_channels: int) -> None:
-        super().__init__()
-        self.linear = Linear(dim, patch_elements * out_channels)
-        self.scale_shift_table = nn.Parameter(torch.empty(2, dim))
-
-    def forward(
-        self, x: Tensor, t: Tensor, t0: Tensor | None = None, x_mask: Tensor | None = None
-    ) -> Tensor:
-        """
-        Args:
-            x: `[B, T, S, C]`.
-            t: time embedding `[B, C]` fp32, as it was before the blocks' own network.
-            t0: the same for timestep 0, with x_mask.
-            x_mask: `[B, T]` bool, True = noised frame.
-        """
-        out = self._modulated(x, t)
-        if x_mask is not None:
-            assert t0 is not None
-            # Clean frames are normalised and modulated twice: the released weights learned so.
-            out = torch.where(x_mask[:, :, None, None], out, self._modulated(out, t0))
-        return self.linear(out)
-
-    def _modulated(self, x: Tensor, t: Tensor) -> Tensor:
-        vectors = self.scale_shift_table.float() + t[:, None]  # fp32, as in the blocks
-        shift, scale = vectors[:, None, :, None].unbind(2)
-        return modulate(layer_norm(x), shift, scale)
-
-
-class STDiT3(Transformer):
+class STDiT3(CaptionTransformer):
     """Predicts the velocity of rectified flow for a noised latent (Open-Sora 1.2).
 
     Timesteps run from 0 (data) to 1000 (noise). The first `in_channels` of the output are the
@@ -164,7 +120,7 @@ class STDiT3(Transformer):
         self,
         x: Tensor,
         timestep: Tensor,
-        y: Tensor,
+        y: Tensor | PackedText,
         *,
         mask: Tensor | None = None,
         x_mask: Tensor | None = None,
@@ -192,7 +148,7 @@ class STDiT3(Transformer):
         """
         dtype = self._dtype
         frames, rows, columns = self.config.token_grid((x.shape[2], x.shape[3], x.shape[4]))
-        text, packing = self._encode_text(y, mask, x)
+        text = self.pack_text(y, mask)
 
         rate = self.fps_embedder(fps).repeat(len(x) // len(fps), 1)
         t = self.t_embedder(timestep) + rate
@@ -214,18 +170,20 @@ class STDiT3(Transformer):
         tokens = (self.x_embedder(x.to(dtype)) + position).to(dtype)
 
         rotation = self.rope(frames)
+        # Of one spatial and one temporal block by turns.
+        of_block, packing = iter(text.per_block), text.packing
         for spatial, temporal in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
-            tokens = spatial(tokens, text, packing, t_mlp)
-            tokens = temporal(tokens, text, packing, t_mlp, rotation)
+            tokens = spatial(tokens, next(of_block), packing, t_mlp)
+            tokens = temporal(tokens, next(of_block), packing, t_mlp, rotation)
 
         out = self.final_layer(tokens, t, t0, x_mask)
-        return self._unpatchify(out, (frames, rows, columns), x.shape).float()
+        return unpatchify(out, (frames, rows, columns), self.config.patch_size, x.shape).float()
 
     def predict(
         self,
         x: Tensor,
         timestep: Tensor,
-        text: Tensor,
+        text: Tensor | PackedText,
         *,
         mask: Tensor | None,
         x_mask: Tensor | None,
@@ -244,18 +202,10 @@ class STDiT3(Transformer):
         )
         return out
 
-    def null_text(self, n: int) -> Tensor:
-        """The learned stand-in for a caption, for guidance: `[n, 1, L, caption_channels]`."""
-        return self.y_embedder.y_embedding.expand(n, 1, -1, -1)
-
-    def drop_text(self, y: Tensor, drop: Tensor) -> Tensor:
-        """Replace captions by the learned stand-in; masks stay as they are.
-
-        Args:
-            y: text features `[B, 1, L, caption_channels]`, L at most `model_max_length`.
-            drop: `[B]` bool, True = replace.
-        """
-        return self.y_embedder.drop(y, drop)
+    def cross_attentions(self) -> list[CrossAttention]:
+        """See `CaptionTransformer.cross_attentions`."""
+        pairs = zip(self.spatial_blocks, self.temporal_blocks, strict=True)
+        return [block.cross_attn for pair in pairs for block in pair]  # type: ignore[misc]
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -265,37 +215,13 @@ class STDiT3(Transformer):
         # fp32 again right after the network: sums and selections of it are not to be rounded.
         return self.t_block(t.to(self._dtype)).float()
 
-    def _encode_text(self, y: Tensor, mask: Tensor | None, x: Tensor) -> tuple[Tensor, Packing]:
-        """Text tokens packed before they are projected, so that padding costs nothing."""
-        if self.config.skip_y_embedder:
-            assert mask is not None
-            return y.flatten(0, 1).to(self._dtype), Packing.of(mask.tolist(), x.device)
-        batch, _, length, channels = y.shape
-        if channels != self.config.caption_channels:
-            raise KinemaError(
-                f"text is {channels} wide, the model takes {self.config.caption_channels}",
-                where="model.caption_channels",
-                hint="use the text encoder (or embeddings) that the model was made for",
-            )
-        tokens = y.flatten(0, 2)
-        lengths = [length] * batch
-        if mask is not None:
-            assert batch % mask.shape[0] == 0
-            assert mask.shape[1] == length
-            keep = (mask.cpu() != 0).repeat(batch // mask.shape[0], 1)
-            lengths = keep.sum(dim=1).tolist()
-            if sum(lengths) < keep.numel():
-                kept = keep.flatten().nonzero().squeeze(1)
-                tokens = tokens[kept.to(x.device, non_blocking=True)]
-        return self.y_embedder(tokens.to(self._dtype)), Packing.of(lengths, x.device)
-
-    def _unpatchify(self, x: Tensor, grid: tuple[int, int, int], shape: torch.Size) -> Tensor:
-        """`[B, T, S, patch * C]` to `[B, C, T, H, W]`, cut to the input's size."""
-        pt, ph, pw = self.config.patch_size
-        frames, rows, columns = grid
-        x = x.view(x.shape[0], frames, rows, columns, pt, ph, pw, self.config.out_channels)
-        x = x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6).flatten(4, 5).flatten(2, 3)
-        return x[:, :, : shape[2], : shape[3], : shape[4]]
+    def pack_text(self, text: Tensor | PackedText, mask: Tensor | None) -> PackedText:
+        """See `CaptionTransformer.pack_text`; with `skip_y_embedder` text comes projected."""
+        if isinstance(text, PackedText) or not self.config.skip_y_embedder:
+            return super().pack_text(text, mask)
+        assert mask is not None
+        tokens = text.flatten(0, 1).to(self._dtype)
+        return self._for_all_blocks(tokens, Packing.of(mask.tolist(), text.device))
 
 
 @torch.no_grad()

@@ -19,8 +19,8 @@ from kinema.models.embedding import (
     rotate,
     sinusoids,
 )
-from kinema.models.layers import CrossAttention, RMSNorm, SelfAttention
-from kinema.models.stdit3 import CaptionEmbedder, FinalLayer, STDiT3, STDiT3Block
+from kinema.models.layers import CaptionEmbedder, CrossAttention, FinalLayer, RMSNorm, SelfAttention
+from kinema.models.stdit3 import STDiT3, STDiT3Block
 from tests.parity.case import Case, adapter
 
 NAMED_SIZES = {

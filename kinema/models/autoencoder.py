@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from kinema.config.errors import KinemaError
-from kinema.models.config import VAEConfig
+from kinema.models.config import Tiling, VAEConfig
 
 
 class Autoencoder(nn.Module, ABC):
     """Videos to normalised latents and back."""
 
     config: VAEConfig
+    tiling: Tiling | None = None
+    """Set it when memory is short; it does not change what comes out."""
 
     @abstractmethod
     def encode(self, video: Tensor, *, noise: torch.Generator | None = None) -> Tensor:

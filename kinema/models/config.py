@@ -23,6 +23,7 @@ from kinema.models.config_types import (
 )
 from kinema.models.config_vae import (
     ImageVAEConfig,
+    Tiling,
     VAE2DConfig,
     VAEConfig,
     VAETemporalConfig,
@@ -84,6 +85,7 @@ __all__ = [
     "STDiTConfig",
     "T5TextConfig",
     "TextConfig",
+    "Tiling",
     "TransformerConfig",
     "VAE2DConfig",
     "VAEConfig",

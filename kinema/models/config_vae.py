@@ -238,3 +238,15 @@ class ImageVAEConfig:
 
 
 VAEConfig = Annotated[VideoVAEConfig | ImageVAEConfig, Field(discriminator="type")]
+
+
+@settings
+class Tiling:
+    """How an autoencoder works when memory is short: `vae.tiling = Tiling()`.
+
+    Samples and frames go through it one at a time, and each in bands of rows. This is exact (no
+    tile sees less than the whole frame), so it is no part of a checkpoint's settings.
+    """
+
+    rows: PositiveInt | None = 32
+    """Rows of a feature map that are computed at once; null: all, but one frame at a time."""

@@ -48,7 +48,7 @@ class ImageVAE(Autoencoder, AutoencoderKL):
             size = self.config.latent_size(*video.shape[2:])
             shape = (video.shape[0], self.config.latent_channels, *size)
             noise = torch.randn(shape, generator=noise, device=noise.device).to(video.device)
-        moments = self.encode_video(video, self.config.micro_batch_size)
+        moments = self.encode_video(video, self.config.micro_batch_size, self.tiling)
         posterior = DiagonalGaussian.from_moments(moments)
         return posterior.sample(noise) * self.config.scaling_factor
 
@@ -65,6 +65,5 @@ class ImageVAE(Autoencoder, AutoencoderKL):
             f"{num_frames} frames have as many latent frames, not {z.shape[2]}"
         )
         # Divided in float32: the latents' own dtype may be a short one.
-        return self.decode_video(
-            z.float() / self.config.scaling_factor, self.config.micro_batch_size
-        )
+        z = z.float() / self.config.scaling_factor
+        return self.decode_video(z, self.config.micro_batch_size, self.tiling)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 from kinema.config.errors import KinemaError
 from kinema.models.autoencoder import Autoencoder, check_video
-from kinema.models.config import VAE2DConfig, VideoVAEConfig
+from kinema.models.config import Tiling, VAE2DConfig, VideoVAEConfig
 from kinema.models.vae_2d import AutoencoderKL
 from kinema.models.vae_posterior import DiagonalGaussian
 from kinema.models.vae_temporal import TemporalVAE
+from kinema.models.vae_tiling import in_parts
 
 Noise = tuple[Tensor | None, Tensor | None]
 """Standard normal noise of the 2D posterior `[B, C, T, h, w]` and of the temporal one
@@ -58,17 +60,20 @@ class SpatialVAE(nn.Module):
         self.scaling = scaling
         self.micro_batch_size = micro_batch_size
 
-    def posterior(self, video: Tensor) -> DiagonalGaussian:
+    def posterior(self, video: Tensor, tiling: Tiling | None = None) -> DiagonalGaussian:
         """Distribution of the unscaled latents, `[B, C, T, h, w]`, of `[B, 3, T, H, W]`."""
-        return DiagonalGaussian.from_moments(self.module.encode_video(video, self.micro_batch_size))
+        moments = self.module.encode_video(video, self.micro_batch_size, tiling)
+        return DiagonalGaussian.from_moments(moments)
 
-    def encode(self, video: Tensor, noise: Tensor | None = None) -> Tensor:
+    def encode(
+        self, video: Tensor, noise: Tensor | None = None, tiling: Tiling | None = None
+    ) -> Tensor:
         """Scaled latents, float32 `[B, C, T, h, w]`; without noise the posterior's mean."""
-        return self.posterior(video).sample(noise) * self.scaling
+        return self.posterior(video, tiling).sample(noise) * self.scaling
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, tiling: Tiling | None = None) -> Tensor:
         """Scaled latents `[B, C, T, h, w]` to a video `[B, 3, T, H, W]`."""
-        return self.module.decode_video(z / self.scaling, self.micro_batch_size)
+        return self.module.decode_video(z / self.scaling, self.micro_batch_size, tiling)
 
 
 class VideoVAE(Autoencoder):
@@ -113,7 +118,8 @@ class VideoVAE(Autoencoder):
         spatial_noise, temporal_noise = self._noise(video, noise)
         latents = []
         for frames, latent_frames in self._chunks(video.shape[2]):
-            x = self.spatial_vae.encode(video[:, :, frames], _cut(spatial_noise, frames))
+            noise_2d = _cut(spatial_noise, frames)
+            x = self.spatial_vae.encode(video[:, :, frames], noise_2d, self.tiling)
             posterior = self._temporal_posterior(x)
             latents.append(posterior.sample(_cut(temporal_noise, latent_frames)))
         return (torch.cat(latents, dim=2) - self.shift) / self.scale
@@ -147,7 +153,7 @@ class VideoVAE(Autoencoder):
         spatial_noise, temporal_noise = self._noise(video, noise)
         spatial_posteriors, posteriors, latents_2d, latents = [], [], [], []
         for frames, latent_frames in self._chunks(video.shape[2]):
-            spatial_posteriors.append(self.spatial_vae.posterior(video[:, :, frames]))
+            spatial_posteriors.append(self.spatial_vae.posterior(video[:, :, frames], self.tiling))
             x = spatial_posteriors[-1].sample(_cut(spatial_noise, frames))
             latents_2d.append(x * self.spatial_vae.scaling)
             posteriors.append(self._temporal_posterior(latents_2d[-1]))
@@ -208,7 +214,7 @@ class VideoVAE(Autoencoder):
         return self
 
     def _temporal_posterior(self, x: Tensor) -> DiagonalGaussian:
-        return DiagonalGaussian.from_moments(self.temporal_vae.encode(x.to(_dtype(self))))
+        return DiagonalGaussian.from_moments(self._over_time(self.temporal_vae.encode, x))
 
     def _decode_chunks(self, z: Tensor, num_frames: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Frames and 2D latents of each chunk, from latents before shift and scale."""
@@ -218,9 +224,14 @@ class VideoVAE(Autoencoder):
             f"{num_frames} frames have {expected} latent frames, not {z.shape[2]}"
         )
         for frames, latent_frames in chunks:
-            part = z[:, :, latent_frames].to(_dtype(self))
-            x = self.temporal_vae.decode(part, frames.stop - frames.start)
-            yield self.spatial_vae.decode(x), x
+            decode = partial(self.temporal_vae.decode, num_frames=frames.stop - frames.start)
+            x = self._over_time(decode, z[:, :, latent_frames])
+            yield self.spatial_vae.decode(x, self.tiling), x
+
+    def _over_time(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        tiling = self.tiling
+        size, rows = (1, tiling.rows) if tiling else (None, None)
+        return in_parts(network, x.to(_dtype(self)), size=size, rows=rows)
 
     def _chunks(self, num_frames: int) -> Iterator[tuple[slice, slice]]:
         """Frames of each chunk and its latent frames."""

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kinema.models.config import VAE2DConfig
+from kinema.models.config import Tiling, VAE2DConfig
+from kinema.models.vae_tiling import in_parts
 
 NORM_EPS = 1e-6
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -43,17 +44,22 @@ class AutoencoderKL(nn.Module):
         frames: Tensor = self.decoder(self.post_quant_conv(z))
         return frames
 
-    def encode_video(self, video: Tensor, micro_batch_size: int | None) -> Tensor:
+    def encode_video(
+        self, video: Tensor, micro_batch_size: int | None, tiling: Tiling | None = None
+    ) -> Tensor:
         """Moments `[B, 2C, T, h, w]` of a video `[B, 3, T, H, W]`, in the dtype of the weights.
 
         Args:
             micro_batch_size: frames that are coded at once; None: all. Changes memory only.
+            tiling: takes them one by one, and in bands. Changes memory only.
         """
-        return _frame_by_frame(self.encode_frames, self._cast(video), micro_batch_size)
+        return _frame_by_frame(self.encode_frames, self._cast(video), micro_batch_size, tiling)
 
-    def decode_video(self, z: Tensor, micro_batch_size: int | None) -> Tensor:
+    def decode_video(
+        self, z: Tensor, micro_batch_size: int | None, tiling: Tiling | None = None
+    ) -> Tensor:
         """A video `[B, 3, T, H, W]` of latents `[B, C, T, h, w]` as sampled from the moments."""
-        return _frame_by_frame(self.decode_frames, self._cast(z), micro_batch_size)
+        return _frame_by_frame(self.decode_frames, self._cast(z), micro_batch_size, tiling)
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(self.quant_conv.weight.dtype)
@@ -213,16 +219,14 @@ class Upsample(nn.Module):
 
 
 def _frame_by_frame(
-    code: Callable[[Tensor], Tensor], video: Tensor, micro_batch_size: int | None
+    network: Callable[[Tensor], Tensor],
+    video: Tensor,
+    micro_batch_size: int | None,
+    tiling: Tiling | None,
 ) -> Tensor:
-    """`code` on the frames of `[B, C, T, H, W]`, some at a time; `[B, C', T, H', W']`."""
+    """A network for single frames on `[B, C, T, H, W]`: `[B, C', T, H', W']`."""
     batch, _, count, _, _ = video.shape
     frames = video.transpose(1, 2).flatten(0, 1)
-    size = min(micro_batch_size or len(frames), len(frames))
-    coded = code(frames[:size])
-    if size < len(frames):  # one buffer for all: a list of parts would hold everything twice
-        first, coded = coded, coded.new_empty(len(frames), *coded.shape[1:])
-        coded[:size] = first
-        for start in range(size, len(frames), size):
-            coded[start : start + size] = code(frames[start : start + size])
+    size, rows = (1, tiling.rows) if tiling else (micro_batch_size, None)
+    coded = in_parts(network, frames, size=size, rows=rows)
     return coded.unflatten(0, (batch, count)).transpose(1, 2)

@@ -6,7 +6,6 @@ entries of `conv_blocks` at levels that keep the frame rate.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -162,5 +161,4 @@ def pad_front(x: Tensor, frames: int) -> Tensor:
 
 def channels_to_frames(x: Tensor) -> Tensor:
     """`[B, 2C, T, h, w]` to `[B, C, 2T, h, w]`: channel 2c + i is frame 2t + i of channel c."""
-    x = x.unflatten(1, (-1, 2))  # [B, C, 2, T, h, w]
-    return torch.stack((x[:, :, 0], x[:, :, 1]), dim=3).flatten(2, 3)
+    return x.unflatten(1, (-1, 2)).transpose(2, 3).flatten(2, 3)

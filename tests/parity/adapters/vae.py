@@ -1,4 +1,4 @@
-"""The video autoencoder of Open-Sora 1.2, and the image autoencoder of all, against the originals."""
+"""The autoencoders of all generations against the originals."""
 
 from __future__ import annotations
 

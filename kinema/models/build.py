@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from kinema.config.errors import KinemaError
 from kinema.models.config import (
+    DiTConfig,
     HashTextConfig,
     ImageVAEConfig,
+    LatteConfig,
     STDiT3Config,
     TextConfig,
     TransformerConfig,
@@ -36,6 +38,14 @@ def build_transformer(
         from kinema.models.stdit3 import STDiT3
 
         return STDiT3(config, generator)
+    if isinstance(config, DiTConfig):
+        from kinema.models.dit import DiT
+
+        return DiT(config, generator)
+    if isinstance(config, LatteConfig):
+        from kinema.models.dit import Latte
+
+        return Latte(config, generator)
     raise AssertionError(f"no model for {type(config).__name__}")
 
 

@@ -21,8 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from kinema.config.errors import KinemaError
 from kinema.models.config import DiTConfig, LatteConfig
-from kinema.models.embedding import Linear, PatchEmbed3D, ScalarEmbedder, unpatchify
-from kinema.models.layers import MLP, SelfAttention, gated_add, layer_norm, modulate
+from kinema.models.embedding import Linear, PatchEmbed3D, ScalarEmbedder
+from kinema.models.layers import MLP, SelfAttention, gated_add, layer_norm, modulate, unpatchify
 from kinema.models.sincos import spatial_table, temporal_table
 from kinema.models.transformer import ClipShape, Transformer
 
@@ -222,8 +222,7 @@ class _DiTBase(Transformer):
         """
         if not isinstance(y, EmbeddedCondition):
             y = self.prepare_text(y)
-        size = (x.shape[2], x.shape[3], x.shape[4])
-        grid = self.config.token_grid(size)
+        grid = self.config.token_grid((x.shape[2], x.shape[3], x.shape[4]))
         dtype = self.x_embedder.proj.weight.dtype
         # fp32 for the sum with positions; then the weights' dtype down the whole residual stream.
         table = spatial_table(self.config.hidden_size, *grid[1:], device=x.device)
@@ -231,7 +230,7 @@ class _DiTBase(Transformer):
         condition = self.t_embedder(timestep) + y.vectors
         tokens = self._through_blocks(tokens, condition, dtype)
         out = self.final_layer(tokens, condition)
-        return unpatchify(out, grid, self.config.patch_size, size).float()
+        return unpatchify(out, grid, self.config.patch_size, x.shape).float()
 
     @abstractmethod
     def _through_blocks(self, x: Tensor, condition: Tensor, dtype: torch.dtype) -> Tensor:

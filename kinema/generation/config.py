@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from kinema.config.settings import settings
-from kinema.diffusion.config import ProcessConfig
+from kinema.diffusion.config import ProcessConfig, process_mismatch
 from kinema.models.config import TextConfig, TransformerConfig, VAEConfig
 
 
@@ -62,6 +62,13 @@ class PipelineConfig:
     aes: float | None = None
     """Aesthetic score that is appended to prompts by default (1.2: 6.5); None: none is."""
 
+    def __post_init__(self) -> None:
+        problem = process_mismatch(
+            self.diffusion, channels=self.model.in_channels, pred_sigma=self.model.pred_sigma
+        )
+        if problem:
+            raise ValueError(problem)
+
 
 @settings
 class GenerateRequest:
@@ -73,24 +80,29 @@ class GenerateRequest:
     height: int
     """Pixels; as `width`."""
     num_frames: int
-    """Frames of the finished video; 1 makes an image. A number the autoencoder can do exactly."""
+    """Frames of the video, of each segment where there are several; 1 makes an image. A number the
+    autoencoder can do exactly."""
     fps: float = 24.0
-    """Frame rate told to the model and written to the file."""
+    """Frame rate told to the model. The file plays at `fps // PipelineConfig.frame_interval`."""
     seed: int = 0
     sample: int = 0
     """Which of several videos for the same prompt and seed this is; each has its own noise."""
     num_sampling_steps: int = 30
+    sampler: Literal["iddpm", "dpm-solver"] | None = None
+    """How a model trained with IDDPM samples; None: as its settings say (`IDDPMConfig.sampler`)."""
     cfg_scale: float = 7.0
     """Classifier-free guidance; 1 is none (and takes half the time)."""
     negative_prompt: str | None = None
     """What guidance leads away from; None: the model's learned stand-in for no caption."""
+    refined_from: str | None = None
+    """What a person wrote, where `prompt` is a refinement of that; only kept for the record."""
 
     aes: float | None = None
     """Aesthetic score, appended to the prompt in the words 1.2 was trained with."""
     flow: float | None = None
-    """Motion score, as `aes`."""
+    """Motion score, appended likewise."""
     camera_motion: str | None = None
-    """Camera motion, as `aes`."""
+    """Camera motion such as `pan left`, appended likewise."""
 
     references: tuple[str, ...] = ()
     """Images and videos that frames are taken from, as paths."""

@@ -137,8 +137,11 @@ def conditions(
     return Conditions(tuple(os.fspath(p) for p in paths), notation(placements))
 
 
-def check_ways(config: PipelineConfig) -> None:
+def check_ways(config: PipelineConfig, sampler: str | None = None) -> None:
     """Refuse references and segments for a model or sampler that cannot keep frames.
+
+    Args:
+        sampler: in place of the one that the settings name.
 
     Raises:
         WayError: names what can.
@@ -149,7 +152,8 @@ def check_ways(config: PipelineConfig) -> None:
             where="references",
             hint="a model of Open-Sora 1.0, 1.1 or 1.2 (stdit, stdit2, stdit3)",
         )
-    if isinstance(config.diffusion, IDDPMConfig) and config.diffusion.sampler == "dpm-solver":
+    process = config.diffusion
+    if isinstance(process, IDDPMConfig) and (sampler or process.sampler) == "dpm-solver":
         raise WayError(
             "the sampler dpm-solver cannot keep frames",
             where="references",

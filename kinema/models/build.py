@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinema.config.errors import KinemaError
 from kinema.models.config import (
+    ClassTextConfig,
+    CLIPTextConfig,
     DiTConfig,
-    HashTextConfig,
     ImageVAEConfig,
     LatteConfig,
+    PixArtConfig,
+    STDiT2Config,
     STDiT3Config,
+    STDiTConfig,
+    T5TextConfig,
     TextConfig,
     TransformerConfig,
     VAEConfig,
@@ -38,6 +42,14 @@ def build_transformer(
         from kinema.models.stdit3 import STDiT3
 
         return STDiT3(config, generator)
+    if isinstance(config, STDiT2Config):
+        from kinema.models.stdit2 import STDiT2
+
+        return STDiT2(config, generator)
+    if isinstance(config, STDiTConfig):
+        from kinema.models.stdit import STDiT
+
+        return STDiT(config, generator)
     if isinstance(config, DiTConfig):
         from kinema.models.dit import DiT
 
@@ -46,6 +58,10 @@ def build_transformer(
         from kinema.models.dit import Latte
 
         return Latte(config, generator)
+    if isinstance(config, PixArtConfig):
+        from kinema.models.pixart import PixArt
+
+        return PixArt(config, generator)
     raise AssertionError(f"no model for {type(config).__name__}")
 
 
@@ -69,12 +85,18 @@ def build_text_encoder(config: TextConfig, weights: Path | None = None) -> TextE
     Raises:
         KinemaError: weights are missing or do not fit.
     """
-    if isinstance(config, HashTextConfig):
-        from kinema.models.text import HashTextEncoder
+    if isinstance(config, T5TextConfig):
+        from kinema.models.text_t5 import T5TextEncoder
 
-        return HashTextEncoder(config)
-    raise KinemaError(
-        f"the text encoder {config.type!r} cannot be run yet",
-        where="text",
-        hint="give precomputed text embeddings, or use text type 'hash-words'",
-    )
+        return T5TextEncoder(config, weights)
+    if isinstance(config, CLIPTextConfig):
+        from kinema.models.text_clip import CLIPTextEncoder
+
+        return CLIPTextEncoder(config, weights)
+    if isinstance(config, ClassTextConfig):
+        from kinema.models.text_classes import ClassTextEncoder
+
+        return ClassTextEncoder(config)
+    from kinema.models.text import HashTextEncoder
+
+    return HashTextEncoder(config)

@@ -8,8 +8,6 @@ import sys
 import pytest
 import torch
 
-from kinema.config.errors import KinemaError
-from kinema.models.build import build_text_encoder
 from kinema.models.config import HashTextConfig, T5TextConfig
 from kinema.models.text import HashTextEncoder, split_words
 
@@ -91,15 +89,14 @@ def test_values_never_change() -> None:
     torch.testing.assert_close(y[0, 0], want, atol=1e-6, rtol=0)
 
 
-def test_t5_says_what_to_do_instead() -> None:
-    with pytest.raises(KinemaError, match="precomputed"):
-        build_text_encoder(T5TextConfig())
-
-
 def test_t5_facts() -> None:
     config = T5TextConfig()
     assert (config.dim, config.max_tokens) == (4096, 300)
     # 2 FLOPs a weight and token, over the 4.5 billion weights of the encoder's layers.
     weights = 24 * (4 * 4096 * 4096 + 3 * 4096 * 10240)
     assert config.encode_flops() == pytest.approx(2 * 300 * weights, rel=0.02)
+    # google/t5-v1_1-base has 109.6 million weights, 24.7 million of which are the embedding.
+    base = T5TextConfig(dim=768, max_tokens=1).encode_flops()
+    assert base == pytest.approx(2 * (109.6e6 - 24.7e6), rel=0.01)
+    assert T5TextConfig(dim=64, max_tokens=8).encode_flops() > 0
     assert HashTextConfig().encode_flops() == 0.0

@@ -108,6 +108,12 @@ class STDiTConfig(CaptionBase):
     def uses_frame_mask(self) -> bool:
         return True
 
+    def forward_flops(self, latent: LatentSize, text_tokens: int) -> float:
+        """See `TransformerBase.forward_flops`."""
+        d = self.hidden_size
+        condition = FREQUENCY_CHANNELS * d + d * d + 6 * d * d  # timestep, t_block
+        return _stdit_flops(self, latent, text_tokens, condition)
+
 
 @settings
 class STDiT2Config(CaptionBase):
@@ -118,17 +124,32 @@ class STDiT2Config(CaptionBase):
     input_sq_size: PositiveInt = 512
     """Side in pixels of the square whose position grid has step one."""
     qk_norm: bool = True
-    """RMS-normalise queries and keys of self-attention, per head (after the rotation)."""
+    """RMS-normalise queries and keys of self-attention, per head."""
+    qk_norm_legacy: bool = True
+    """That norm comes after the rotation, as in 1.1, and not before it."""
     freeze_y_embedder: bool = False
     """The caption projection does not train."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_even_heads(self.head_dim)
+        if self.hidden_size % 3:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of 3: height, width and aspect "
+                "ratio have a third of it each"
+            )
 
     @property
     def uses_frame_mask(self) -> bool:
         return True
+
+    def forward_flops(self, latent: LatentSize, text_tokens: int) -> float:
+        """See `TransformerBase.forward_flops`."""
+        d, third = self.hidden_size, self.hidden_size // 3
+        condition = 3 * (FREQUENCY_CHANNELS * d + d * d)  # timestep, length, frame rate
+        condition += 3 * (FREQUENCY_CHANNELS * third + third * third)  # height, width, ratio
+        condition += (6 + 3) * d * d  # t_block, t_block_temp
+        return _stdit_flops(self, latent, text_tokens, condition)
 
 
 @settings
@@ -176,6 +197,25 @@ class STDiT3Config(CaptionBase):
             embed + condition + caption + self.depth * (2 * (linear + text) + scores) + final
         )
         return 2.0 * multiply_adds
+
+
+def _stdit_flops(
+    config: STDiTConfig | STDiT2Config, latent: LatentSize, text_tokens: int, condition: int
+) -> float:
+    """FLOPs of 1.0 and 1.1, whose blocks attend three times; `condition` in multiply-adds."""
+    d, patch = config.hidden_size, math.prod(config.patch_size)
+    frames, rows, columns = config.token_grid(latent)
+    spatial = rows * columns
+    tokens = frames * spatial
+
+    embed = tokens * config.in_channels * patch * d
+    caption = text_tokens * (config.caption_channels * d + d * d)
+    # Space, time, text, feed-forward.
+    linear = tokens * (4 * d * d + 4 * d * d + 2 * d * d + 2 * d * config.mlp_size)
+    text = text_tokens * 2 * d * d + 2 * tokens * text_tokens * d  # keys and values; attention
+    scores = 2 * tokens * (spatial + frames) * d
+    final = tokens * d * patch * config.out_channels
+    return 2.0 * (embed + condition + caption + config.depth * (linear + text + scores) + final)
 
 
 def _require_even_heads(head_dim: int) -> None:

@@ -51,27 +51,6 @@ class PatchEmbed3D(nn.Module):
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
-def unpatchify(
-    x: Tensor,
-    grid: tuple[int, int, int],
-    patch_size: tuple[int, int, int],
-    size: tuple[int, int, int],
-) -> Tensor:
-    """Patches of the output back in place, cut to the size of the input.
-
-    Args:
-        x: `[B, tokens of the grid, elements of a patch * C]`; tokens may be on several axes.
-        grid: tokens along time, height and width.
-        size: (T, H, W) of the latent, at most grid times patch.
-
-    Returns:
-        `[B, C, T, H, W]`.
-    """
-    x = x.view(x.shape[0], *grid, *patch_size, -1)
-    x = x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6).flatten(4, 5).flatten(2, 3)
-    return x[:, :, : size[0], : size[1], : size[2]]
-
-
 def sinusoids(values: Tensor, channels: int = FREQUENCY_CHANNELS) -> Tensor:
     """Cosines, then sines, of values at frequencies from 1 down towards 1/10000.
 
@@ -81,10 +60,26 @@ def sinusoids(values: Tensor, channels: int = FREQUENCY_CHANNELS) -> Tensor:
     Returns:
         `[N, channels]` fp32.
     """
-    half = channels // 2
-    steps = torch.arange(half, dtype=torch.float32, device=values.device)
-    angles = values.float()[:, None] * torch.exp(-math.log(10000) * steps / half)
+    angles = values.float()[:, None] * _frequencies(channels).to(values.device, non_blocking=True)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def _frequencies(channels: int) -> Tensor:
+    """The same fp32 numbers on every machine, on the CPU.
+
+    One unit in the last place of a frequency moves a cosine at timestep 1000 by 3e-5, and fp32
+    `exp`, which the original takes, differs by that much between CPUs. So: the original's fp32
+    exponents, `exp` in double precision, rounded once.
+    """
+    half = channels // 2
+    steps = torch.arange(half, dtype=torch.float32, device="cpu")
+    frequencies = torch.exp((-math.log(10000) * steps / half).double()).float()
+    if channels == FREQUENCY_CHANNELS:
+        # The two of all that matter where the recorded original (and so, we take it, the machines
+        # that trained the released weights) rounded the other way, by 0.53 and 0.504 units.
+        rounded_up = [13, 44]
+        frequencies[rounded_up] = frequencies[rounded_up].nextafter(torch.tensor(1.0, device="cpu"))
+    return frequencies
 
 
 class ScalarEmbedder(nn.Module):

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kinema.config.settings import from_dict
 from kinema.models.attention import Packing, attend
@@ -21,6 +21,7 @@ from kinema.models.embedding import (
 )
 from kinema.models.layers import CaptionEmbedder, CrossAttention, FinalLayer, RMSNorm, SelfAttention
 from kinema.models.stdit3 import STDiT3, STDiT3Block
+from tests.parity.adapters.dit import check_forward, check_keys, load_released
 from tests.parity.case import Case, adapter
 
 NAMED_SIZES = {
@@ -46,20 +47,10 @@ def config_of(given: dict[str, Any], **more: Any) -> STDiT3Config:
 
 @adapter(r"v1\.2 STDiT3_\w+$", kind="json")
 def keys(case: Case) -> None:
-    table = case.table()
     size = NAMED_SIZES[case.official.partition("STDiT3_")[2]]
     with torch.device("meta"):
         model = STDiT3(config_of(case.config, **size))
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    constant = {name for name, p in model.named_parameters() if not p.requires_grad}
-    kinds = dict.fromkeys(trained, "param") | dict.fromkeys(constant, "param, never trained")
-    kinds |= {name: "buffer" for name, _ in model.named_buffers()}
-    ours = {
-        name: [list(t.shape), str(t.dtype).removeprefix("torch."), kinds[name]]
-        for name, t in model.state_dict().items()
-    }
-    assert ours == table["keys"]
-    assert sum(p.numel() for p in model.parameters()) == table["num_parameters"]
+    check_keys(case, model)
 
 
 @adapter(r"v1\.2 opensora\.models\.stdit\.stdit3\.STDiT3", kind="safetensors")
@@ -68,7 +59,7 @@ def forward(case: Case) -> None:
     half = "bfloat16" in case.entry.get("notes", "")
     packed = {"skip_y_embedder": True} if case.input("y").ndim == 3 else {}
     model = STDiT3(config_of(case.config, **packed)).eval()
-    model.load_state_dict(case.group("weight"), strict=True)
+    load_released(model, case.group("weight"))
     call = case.entry["call"]
     inputs = {name: case.input(name) for name in (*call["args"], *call["kwargs"])}
     if half:
@@ -77,24 +68,7 @@ def forward(case: Case) -> None:
         inputs = {
             name: x.bfloat16().float() if x.is_floating_point() else x for name, x in inputs.items()
         }
-    gradients = case.group("grad")
-    for name in gradients:
-        if name.startswith("in."):
-            inputs[name.removeprefix("in.")].requires_grad_()
-    out = model(**inputs)
-    assert out.dtype == torch.float32
-    case.check("out.x", out)
-    if gradients:
-        (out * case.input("R")).sum().backward()
-    for name in gradients:
-        of_input = name.startswith("in.")
-        tensor = inputs[name.removeprefix("in.")] if of_input else model.get_parameter(name)
-        case.check(f"grad.{name}", _gradient(tensor))
-
-
-def _gradient(tensor: Tensor) -> Tensor:
-    assert tensor.grad is not None
-    return tensor.grad
+    check_forward(case, model, inputs)
 
 
 def _loaded(module: nn.Module, case: Case, prefix: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -137,6 +137,7 @@ class Checkpoint:
         allow_new: Sequence[str] = (),
         allow_unexpected: Sequence[str] = (),
         device: torch.device | str | None = None,
+        leave: Collection[str] = (),
     ) -> LoadReport:
         """Fill a module strictly, as `load_weights` does."""
         self._require(which)
@@ -147,6 +148,7 @@ class Checkpoint:
             allow_new=allow_new,
             allow_unexpected=allow_unexpected,
             device=device,
+            leave=leave,
         )
 
     def load_optimizer(self, into: Mapping[str, Tensor]) -> None:

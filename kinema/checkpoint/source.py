@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import re
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,6 +68,45 @@ def open_tensors(path: Path) -> AbstractContextManager[TensorFile]:
     return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
 
 
+class TensorSource:
+    """All tensors of a weights file or folder, whichever of its files each lies in.
+
+    Attributes:
+        shapes: shape of every tensor by name.
+        dtypes: its dtype.
+
+    Raises:
+        WeightsError: nothing there, cut off, or a tensor in two shards.
+    """
+
+    def __init__(self, path: Path, section: str = "model") -> None:
+        self.path = path
+        self.files = find_files(path, section)
+        self.shapes: dict[str, torch.Size] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        self._of: dict[str, TensorFile] = {}
+        with ExitStack() as opened:
+            for file in self.files:
+                tensors = opened.enter_context(open_tensors(file))
+                twice = next((n for n in tensors.shapes if n in self.shapes), None)
+                if twice is not None:
+                    raise WeightsError(f"{twice} is in an earlier shard as well", where=str(file))
+                self.shapes |= tensors.shapes
+                self.dtypes |= tensors.dtypes
+                self._of |= dict.fromkeys(tensors.shapes, tensors)
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> TensorSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in memory of its own, on the CPU."""
+        return self._of[name].read(name)
+
+
 def find_files(path: Path, section: str = "model") -> list[Path]:
     """The files that hold the weights `path` speaks of, all there.
 
@@ -121,11 +161,16 @@ def _shards(index: Path) -> list[Path]:
 def _load_torch(path: Path) -> dict[str, Any]:
     try:
         try:
-            data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # Training programs keep their command line beside the tensors (Latte's files do): a
+            # Namespace is a bag of values and runs nothing when it is loaded.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise
-            data = torch.load(path, map_location="cpu", weights_only=True)  # format before 1.6
+            # The format before PyTorch 1.6.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))  # what it wanted to call
         if code is None:

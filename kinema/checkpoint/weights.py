@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from kinema.checkpoint.disk import FileRecord, full_disk_explained, replacing, write_text
 from kinema.checkpoint.errors import WeightsError
 from kinema.checkpoint.known import recognise
+from kinema.checkpoint.layout import Layout, Stored, detect, match
+from kinema.checkpoint.released_names import layouts
 from kinema.checkpoint.safetensors_file import write_safetensors
-from kinema.checkpoint.source import find_files, open_tensors
+from kinema.checkpoint.source import TensorSource
 
 SHOWN = 5
 """Names shown of a list in a message."""
@@ -53,6 +55,7 @@ def load_weights(
     rename: Callable[[str], str] | None = None,
     device: torch.device | str | None = None,
     section: str = "model",
+    leave: Collection[str] = (),
 ) -> LoadReport:
     """Fill `module` from a file or folder of weights, one tensor at a time.
 
@@ -68,65 +71,93 @@ def load_weights(
         rename: from a name in the file to the name in the module.
         device: where tensors put into a meta module go. None: the CPU.
         section: which weights of a folder: `model` or `ema`.
+        leave: tensors of the module that are checked but stay as they are (on the meta device:
+            somebody reads them later, with a `TensorReader`).
 
     Raises:
         WeightsError: a missing or unreadable file; names, shapes or kinds of number that do
             not match (counts, the first few, and which known model the file looks like).
     """
     source = Path(path)
-    files = find_files(source, section)
     rename = rename or (lambda name: name)
-    slots = _slots(module)
-    shapes, dtypes = _contents(files)
-    renamed = {name: rename(name) for name in shapes}
-    given = {renamed[name]: shape for name, shape in shapes.items()}
-    if len(given) != len(shapes):
-        raise WeightsError("several tensors are renamed to the same name", where=str(source))
+    with TensorSource(source, section) as tensors:
+        ours = [rename(name) for name in tensors.shapes]
+        if len(set(ours)) != len(ours):
+            raise WeightsError("several tensors are renamed to the same name", where=str(source))
+        layout = Layout(
+            "renamed", {n: Stored((name,)) for n, name in zip(ours, tensors.shapes, strict=True)}
+        )
+        return _fill(module, tensors, layout, allow_new, allow_unexpected, device, leave)
 
-    new = [n for n in slots if n not in given]
-    unexpected = [n for n in given if n not in slots]
-    wrong = [n for n in given if n in slots and given[n] != slots[n].shape]
-    # Between floating-point numbers, rounding is all that happens; integers may be quantised.
-    other = [
-        f"{renamed[n]} {dtype} in the file, {slots[renamed[n]].dtype} here"
-        for n, dtype in dtypes.items()
-        if renamed[n] in slots
-        and dtype.is_floating_point != slots[renamed[n]].dtype.is_floating_point
-    ]
+
+def load_released(
+    module: nn.Module,
+    path: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    section: str = "model",
+    leave: Collection[str] = (),
+) -> LoadReport:
+    """Fill `module` from a file or folder in any form that its weights are published in.
+
+    Those are our own names, which are the released ones; the files of the first authors (Meta's
+    DiT, Latte, PixArt: patch embeddings without an axis of time, position tables that are computed
+    here); Stable Diffusion's autoencoders with names of any age; diffusers' layout. Names may have
+    `module.` in front. Otherwise as strict as `load_weights`.
+
+    Args:
+        module: on the meta device, or with memory; one of Kinema's networks.
+        path, device, section, leave: as for `load_weights`.
+
+    Raises:
+        WeightsError: as `load_weights`.
+    """
+    with TensorSource(Path(path), section) as tensors:
+        layout = detect(tensors.shapes, layouts(module))
+        return _fill(module, tensors, layout, (), layout.computed, device, leave)
+
+
+def _fill(
+    module: nn.Module,
+    tensors: TensorSource,
+    layout: Layout,
+    allow_new: Sequence[str],
+    allow_unexpected: Sequence[str],
+    device: torch.device | str | None,
+    leave: Collection[str],
+) -> LoadReport:
+    """Check everything, then fill the module tensor by tensor."""
+    slots = _slots(module)
+    fit = match(
+        tensors.shapes, layout, {n: s.shape for n, s in slots.items()}, tensors.dtypes,
+        {n: s.dtype for n, s in slots.items()},
+    )  # fmt: skip
     problems = [
-        _problem("missing from the file", _undeclared(new, allow_new)),
-        _problem("unknown to the model", _undeclared(unexpected, allow_unexpected)),
-        _problem(
-            "of another shape",
-            [f"{n} {list(given[n])} in the file, {list(slots[n].shape)} here" for n in wrong],
-        ),
-        _problem("of another kind of number", other),
+        _problem("missing from the file", _undeclared(fit.missing, allow_new)),
+        _problem("unknown to the model", _undeclared(fit.unexpected, allow_unexpected)),
+        _problem("of another shape", fit.wrong_shape),
+        _problem("of another kind of number", fit.wrong_kind),
     ]
     if any(problems):
-        looks_like = recognise(shapes)
+        looks_like = recognise(tensors.shapes)
         raise WeightsError(
             f"these weights do not fit {type(module).__name__}: "
             + "; ".join(p for p in problems if p),
-            where=str(source),
+            where=str(tensors.path),
             hint=f"the file looks like {looks_like}" if looks_like else None,
         )
-    _require_memory(module, new, slots)
-
-    for file in files:
-        with open_tensors(file) as tensors:
-            for name in tensors.shapes:
-                slot = slots.get(renamed[name])
-                if slot is not None:
-                    slot.fill(tensors.read(name), device)
-    loaded = [n for n in given if n in slots]
+    _require_memory(module, fit.missing, slots)
+    left = set(leave)
+    for name in (n for n in fit.loaded if n not in left):
+        slots[name].fill(layout.stored[name].read(tensors.read, slots[name].shape), device)
     return LoadReport(
-        source=str(source),
-        loaded=tuple(loaded),
-        new=tuple(new),
-        unexpected=tuple(unexpected),
-        loaded_parameters=sum(given[n].numel() for n in loaded),
-        new_parameters=sum(slots[n].shape.numel() for n in new),
-        unexpected_parameters=sum(given[n].numel() for n in unexpected),
+        source=str(tensors.path),
+        loaded=fit.loaded,
+        new=fit.missing,
+        unexpected=fit.unexpected,
+        loaded_parameters=sum(slots[n].shape.numel() for n in fit.loaded),
+        new_parameters=sum(slots[n].shape.numel() for n in fit.missing),
+        unexpected_parameters=fit.unexpected_numbers,
     )
 
 
@@ -136,10 +167,9 @@ def iterate_tensors(path: str | Path, *, section: str = "model") -> Iterator[tup
     Raises:
         WeightsError: as for `load_weights`.
     """
-    for file in find_files(Path(path), section):
-        with open_tensors(file) as tensors:
-            for name in tensors.shapes:
-                yield name, tensors.read(name)
+    with TensorSource(Path(path), section) as tensors:
+        for name in tensors.shapes:
+            yield name, tensors.read(name)
 
 
 def save_weights(
@@ -224,21 +254,7 @@ def _slots(module: nn.Module) -> dict[str, _Slot]:
     return slots
 
 
-def _contents(files: list[Path]) -> tuple[dict[str, torch.Size], dict[str, torch.dtype]]:
-    """Shapes and dtypes of all tensors by name."""
-    shapes: dict[str, torch.Size] = {}
-    dtypes: dict[str, torch.dtype] = {}
-    for file in files:
-        with open_tensors(file) as tensors:
-            twice = next((n for n in tensors.shapes if n in shapes), None)
-            if twice is not None:
-                raise WeightsError(f"{twice} is in an earlier shard as well", where=str(file))
-            shapes |= tensors.shapes
-            dtypes |= tensors.dtypes
-    return shapes, dtypes
-
-
-def _require_memory(module: nn.Module, new: list[str], slots: dict[str, _Slot]) -> None:
+def _require_memory(module: nn.Module, new: Sequence[str], slots: dict[str, _Slot]) -> None:
     """A meta module has no initial values that tensors not in the file could keep."""
     empty = [n for n in new if slots[n].tensor.is_meta]
     empty += [n for n, b in module.named_buffers() if b.is_meta and n not in slots]
@@ -249,7 +265,7 @@ def _undeclared(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     return [n for n in names if not any(re.fullmatch(p, n) for p in patterns)]
 
 
-def _problem(what: str, names: list[str]) -> str:
+def _problem(what: str, names: Sequence[str]) -> str:
     if not names:
         return ""
     more = ", ..." if len(names) > SHOWN else ""

@@ -26,21 +26,31 @@ class SeenData:
 
 
 def describe_model(
-    recipe: TrainRecipe, *, vae_weights: str | None, data: SeenData
+    recipe: TrainRecipe,
+    *,
+    vae_weights: str | None,
+    text_weights: str | None,
+    data: SeenData,
 ) -> dict[str, Any]:
     """Plain data: a `PipelineConfig`, or of an autoencoder its settings only.
 
     Args:
         vae_weights: where the frozen autoencoder's weights are, see `weights_seen_from`.
+        text_weights: likewise of the text encoder, if it has any.
     """
     if isinstance(recipe.task, VAETask):
         # Shift and scale are measured and live in the weights, which is what readers go by.
         return {"vae": {"config": to_dict(recipe.vae)}}
-    return to_dict(pipeline_config(recipe, vae_weights=vae_weights, data=data))
+    config = pipeline_config(recipe, vae_weights=vae_weights, text_weights=text_weights, data=data)
+    return to_dict(config)
 
 
 def pipeline_config(
-    recipe: TrainRecipe, *, vae_weights: str | None, data: SeenData
+    recipe: TrainRecipe,
+    *,
+    vae_weights: str | None,
+    text_weights: str | None,
+    data: SeenData,
 ) -> PipelineConfig:
     """What generates from the model of a text-to-video recipe."""
     assert recipe.model is not None
@@ -49,7 +59,7 @@ def pipeline_config(
     return PipelineConfig(
         model=recipe.model,
         vae=VAEComponent(config=recipe.vae, weights=vae_weights),
-        text=TextComponent(config=recipe.text, weights=recipe.text_weights),
+        text=TextComponent(config=recipe.text, weights=text_weights),
         diffusion=recipe.diffusion,
         buckets=data.sizes,
         fps=data.fps,

@@ -8,12 +8,16 @@ from pydantic import Field
 
 from kinema.config.settings import settings
 from kinema.data.config import DataConfig
-from kinema.diffusion.config import FrameMaskConfig, ProcessConfig
+from kinema.diffusion.config import FrameMaskConfig, ProcessConfig, process_mismatch
 from kinema.models.config import (
+    ClassTextConfig,
+    CLIPTextConfig,
     STDiT3Config,
+    T5TextConfig,
     TextConfig,
     TransformerConfig,
     VAEConfig,
+    VideoVAEConfig,
     mismatch,
 )
 from kinema.telemetry.config import TrackingConfig
@@ -84,7 +88,7 @@ class OptimConfig:
 
 @settings
 class TextToVideoTask:
-    """Rectified flow on latents, with frame masks and caption dropout."""
+    """Diffusion on latents, with frame masks and caption dropout."""
 
     type: Literal["text-to-video"]
     masks: FrameMaskConfig = FrameMaskConfig()
@@ -149,7 +153,8 @@ class TrainRecipe:
     model: TransformerConfig | None = None
     text: TextConfig | None = None
     text_weights: str | None = None
-    """Folder of a pretrained text encoder and its tokenizer, where the encoder has weights."""
+    """Folder of a pretrained text encoder and its tokenizer, where the encoder has weights.
+    Needed unless there is a `text_cache`, and for previews in any case."""
     text_cache: str | None = None
     """Precomputed text embeddings to read instead of running the text encoder."""
     diffusion: ProcessConfig | None = None
@@ -185,16 +190,20 @@ class TrainRecipe:
         diffusing = {"model": self.model, "text": self.text, "diffusion": self.diffusion}
         if isinstance(self.task, VAETask):
             given = [k for k, v in diffusing.items() if v is not None]
-            others = ("text_cache", "vae_weights", "preview", "ema_decay")
+            others = ("text_weights", "text_cache", "vae_weights", "preview", "ema_decay")
             given += [k for k in others if getattr(self, k) is not None]
             if given:
                 names = ", ".join(given)
                 raise ValueError(f"the vae task has no use for: {names} (leave out, or null)")
+            if not isinstance(self.vae, VideoVAEConfig):
+                raise ValueError(
+                    "the vae task trains video autoencoders: vae type opensora-vae-1.2"
+                )
         else:
             missing = [k for k, v in diffusing.items() if v is None]
             if missing:
                 raise ValueError(f"the text-to-video task needs: {', '.join(missing)}")
-            self._check_model_and_text()
+            self._check_components(self.task)
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; at least 0 and below 1, or null")
         for key in ("accumulation", "epochs", "log_every", "ckpt_every"):
@@ -209,9 +218,11 @@ class TrainRecipe:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name is {self.name!r}; it becomes part of a folder's name")
 
-    def _check_model_and_text(self) -> None:
+    def _check_components(self, task: TextToVideoTask) -> None:
+        """Whether model, autoencoder, text encoder and diffusion fit each other."""
         assert self.model is not None
         assert self.text is not None
+        assert self.diffusion is not None
         if isinstance(self.model, STDiT3Config) and self.model.skip_y_embedder:
             raise ValueError("model.skip_y_embedder needs projected text, which training has not")
         if self.model.in_channels != self.vae.latent_channels:
@@ -219,6 +230,26 @@ class TrainRecipe:
                 f"model.in_channels is {self.model.in_channels}, "
                 f"but the autoencoder's latents have {self.vae.latent_channels} channels"
             )
-        problem = mismatch(self.model, self.text)
+        if task.masks.ratios()["identity"] < 1 and not self.model.uses_frame_mask:
+            raise ValueError(
+                f"task.masks keeps frames clean, which model type `{self.model.type}` cannot be "
+                "told of: leave masks out"
+            )
+        problem = mismatch(self.model, self.text) or process_mismatch(
+            self.diffusion, channels=self.model.in_channels, pred_sigma=self.model.pred_sigma
+        )
         if problem:
             raise ValueError(problem)
+        self._check_text(self.text)
+
+    def _check_text(self, text: TextConfig) -> None:
+        given = [k for k in ("text_weights", "text_cache") if getattr(self, k) is not None]
+        if isinstance(text, (T5TextConfig, CLIPTextConfig)):
+            if self.preview is not None and self.text_weights is None:
+                raise ValueError(
+                    f"preview needs the text encoder itself: text_weights, of type `{text.type}`"
+                )
+        elif "text_weights" in given:
+            raise ValueError(f"text type `{text.type}` has no weights: leave text_weights out")
+        elif "text_cache" in given and isinstance(text, ClassTextConfig):
+            raise ValueError("the number of a class needs no text_cache: leave it out")

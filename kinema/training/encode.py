@@ -26,7 +26,7 @@ class TextSource:
 
     def __init__(self, encoder: TextEncoder | None, cache: TextCache | None) -> None:
         assert (encoder is None) != (cache is None)
-        self._encoder = encoder
+        self.encoder = encoder
         self._cache = cache
 
     @torch.no_grad()
@@ -45,8 +45,8 @@ class TextSource:
         if self._cache is not None:
             y, mask = self._cache.features(rows)
             return torch.from_numpy(y)[:, None].to(device, torch.float32), torch.from_numpy(mask)
-        assert self._encoder is not None
-        found = self._encoder.encode(list(texts))
+        assert self.encoder is not None
+        found = self.encoder.encode(list(texts))
         return found.y.to(device), found.mask
 
 

@@ -69,35 +69,44 @@ def build_model(recipe: TrainRecipe, device: torch.device) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class FrozenVAE:
-    """The autoencoder of a text-to-video run and where its weights are (None: random)."""
+class Frozen:
+    """What a text-to-video run looks through."""
 
-    network: Autoencoder
-    weights: Path | None
+    vae: Autoencoder
+    vae_weights: Path | None
+    """None: random."""
+    text: TextSource
 
 
-def load_frozen_vae(recipe: TrainRecipe, device: torch.device) -> FrozenVAE:
-    """The trained autoencoder that a text-to-video run looks through.
+def load_frozen(recipe: TrainRecipe, manifest: Manifest, device: torch.device) -> Frozen:
+    """Autoencoder and text encoder (or its cache) of a text-to-video run.
 
     Raises:
-        KinemaError: the recipe names none, or one of other settings.
+        KinemaError: the recipe names no weights, or such that do not fit; a cache of other
+            captions or of another encoder.
     """
+    vae, path = _load_vae(recipe, device)
+    return Frozen(vae, path, _text_source(recipe, manifest, device))
+
+
+def _load_vae(recipe: TrainRecipe, device: torch.device) -> tuple[Autoencoder, Path | None]:
     if recipe.vae_weights is None:
         raise ConfigError(
             "text-to-video needs a trained autoencoder, and the recipe names none",
             where="vae_weights",
             hint="--vae_weights outputs/NNN-NAME of a `kinema train-vae` run, or released weights",
         )
+    path: Path | None = None
     if recipe.vae_weights == RANDOM_WEIGHTS:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            network, path = build_vae(recipe.vae), None
+            network = build_vae(recipe.vae)
     else:
         path = _vae_weights(Path(recipe.vae_weights), recipe.vae)
         with torch.device("meta"):
             network = build_vae(recipe.vae)
         load_weights(network, path, device=device)
-    return FrozenVAE(network.to(device).eval().requires_grad_(False), path)
+    return network.to(device).eval().requires_grad_(False), path
 
 
 def _vae_weights(path: Path, config: VAEConfig) -> Path:
@@ -124,17 +133,19 @@ def _vae_weights(path: Path, config: VAEConfig) -> Path:
     return path.absolute()
 
 
-def text_source(recipe: TrainRecipe, manifest: Manifest) -> TextSource:
-    """The text encoder, or the features computed beforehand.
-
-    Raises:
-        KinemaError: an encoder that cannot run; a cache of other captions or another encoder.
-    """
+def _text_source(recipe: TrainRecipe, manifest: Manifest, device: torch.device) -> TextSource:
     assert recipe.text is not None
     if recipe.text_cache is None:
-        return TextSource(build_text_encoder(recipe.text), None)
+        encoder = build_text_encoder(recipe.text, text_weights_of(recipe))
+        encoder.to(device)
+        return TextSource(encoder, None)
     cache = TextCache.open(recipe.text_cache, manifest, to_dict(recipe.text))
     return TextSource(None, cache)
+
+
+def text_weights_of(recipe: TrainRecipe) -> Path | None:
+    """Where the text encoder's weights are; None: the recipe names none."""
+    return None if recipe.text_weights is None else Path(recipe.text_weights)
 
 
 def start_from_weights(

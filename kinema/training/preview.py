@@ -9,11 +9,11 @@ import torch
 from kinema.generation.config import GenerateRequest, PipelineConfig
 from kinema.generation.parts import Parts
 from kinema.generation.pipeline import Pipeline
-from kinema.models.autoencoder import Autoencoder
 from kinema.models.build import build_text_encoder, build_transformer
 from kinema.models.transformer import Transformer
 from kinema.telemetry.run_log import RunLog
 from kinema.training.config import PreviewConfig
+from kinema.training.parts import Frozen
 from kinema.training.state import TrainState
 
 
@@ -22,17 +22,23 @@ class Previewer:
 
     Args:
         config: of the pipeline that makes them.
+        frozen: the networks of the run. The text encoder is read besides, and let go after each
+            preview, where the run has a cache in its place.
 
     Raises:
         KinemaError: a preview that could not be made, known before the first step.
     """
 
     def __init__(
-        self, wanted: PreviewConfig, config: PipelineConfig, vae: Autoencoder, device: torch.device
+        self, wanted: PreviewConfig, config: PipelineConfig, frozen: Frozen, device: torch.device
     ) -> None:
         self._config = config
-        self._vae = vae
-        self._text = build_text_encoder(config.text.config)
+        self._vae = frozen.vae
+        self._shared = frozen.text.encoder is not None
+        weights = config.text.weights
+        self._text = frozen.text.encoder or build_text_encoder(
+            config.text.config, None if weights is None else Path(weights)
+        )
         self._device = device
         self._requests = self._checked(wanted)
 
@@ -74,4 +80,6 @@ class Previewer:
                 fps=clip.request.fps,
                 step=state.step,
             )
+        if not self._shared:
+            self._text.free()
         log.event("preview", step=state.step, path=folder.relative_to(run))

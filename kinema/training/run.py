@@ -28,11 +28,11 @@ from kinema.training.feed import Feed
 from kinema.training.loop import Trainer
 from kinema.training.optimizer import build_optimizer
 from kinema.training.parts import (
-    FrozenVAE,
+    Frozen,
     build_model,
-    load_frozen_vae,
+    load_frozen,
     start_from_weights,
-    text_source,
+    text_weights_of,
 )
 from kinema.training.preview import Previewer
 from kinema.training.resume import check_changes
@@ -135,7 +135,7 @@ def train(
         # Everything that can be wrong is read before the run folder is made.
         spans = Spans()
         model = build_model(recipe, world.device)
-        task, vae = _task(recipe, manifest, spans, world)
+        task, frozen = _task(recipe, manifest, spans, world)
         notes = []
         if start.ckpt_path:
             allowed = {"allow_new": start.allow_new, "allow_unexpected": start.allow_unexpected}
@@ -146,9 +146,11 @@ def train(
 
         seen = feed.seen
         previewer = None
-        if recipe.preview and vae and world.is_main:
-            config = pipeline_config(recipe, vae_weights=None, data=seen)
-            previewer = Previewer(recipe.preview, config, vae.network, world.device)
+        if recipe.preview and frozen and world.is_main:
+            config = pipeline_config(
+                recipe, vae_weights=None, text_weights=recipe.text_weights, data=seen
+            )
+            previewer = Previewer(recipe.preview, config, frozen, world.device)
 
         continued = previous.run if previous and not start.from_scratch else None
         run = continued or _new_run_folder(recipe, world)
@@ -158,7 +160,10 @@ def train(
             _describe(run, recipe, about, start, previous, state.step)
             log = stack.enter_context(_open_log(run, recipe, state.step if continued else None))
             _announce(log, recipe, feed, state, [*notes, *(previous.notes if previous else [])])
-        vae_weights = weights_seen_from(run, vae.weights) if vae and vae.weights else None
+        vae_weights, text_weights = (
+            weights_seen_from(run, path) if path else None
+            for path in (frozen.vae_weights if frozen else None, text_weights_of(recipe))
+        )
         trainer = Trainer(
             recipe,
             world,
@@ -170,7 +175,9 @@ def train(
             spans=spans,
             stop=stop,
             about=about,
-            components=describe_model(recipe, vae_weights=vae_weights, data=seen),
+            components=describe_model(
+                recipe, vae_weights=vae_weights, text_weights=text_weights, data=seen
+            ),
             saved_step=state.step if continued and state.step else None,
             on_step=on_step,
             on_preview=partial(previewer.make, run=run, log=log) if previewer and log else None,
@@ -254,12 +261,12 @@ def _read_manifest(recipe: TrainRecipe) -> Manifest:
 
 def _task(
     recipe: TrainRecipe, manifest: Manifest, spans: Spans, world: World
-) -> tuple[Task, FrozenVAE | None]:
-    """The task, and the frozen autoencoder that it looks through."""
+) -> tuple[Task, Frozen | None]:
+    """The task, and the networks that it looks through."""
     if not isinstance(recipe.task, TextToVideoTask):
         return Reconstruction(recipe, spans), None
-    vae = load_frozen_vae(recipe, world.device)
-    return TextToVideo(recipe, vae.network, text_source(recipe, manifest), spans), vae
+    frozen = load_frozen(recipe, manifest, world.device)
+    return TextToVideo(recipe, frozen.vae, frozen.text, spans), frozen
 
 
 def _new_state(recipe: TrainRecipe, model: nn.Module, feed: Feed, world: World) -> TrainState:

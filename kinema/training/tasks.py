@@ -61,8 +61,6 @@ class TextToVideo:
         spans: takes the time of encoding.
     """
 
-    parts: tuple[str, ...] = ()
-
     def __init__(
         self,
         recipe: TrainRecipe,
@@ -76,6 +74,9 @@ class TextToVideo:
         masks = recipe.task.masks
         self._masks = masks if masks.ratios()["identity"] < 1 else None
         self._process = build_process(recipe.diffusion)
+        # A single term is the loss, which the log has anyway.
+        terms = self._process.terms
+        self.parts: tuple[str, ...] = terms if len(terms) > 1 else ()
         self._drop_probability = recipe.model.class_dropout_prob
         self._vae = vae
         self._memory = LatentMemory(vae) if recipe.task.remember_latents else None
@@ -122,7 +123,14 @@ class TextToVideo:
                     num_frames=torch.full((count,), float(frames), device=device),
                 ),
             )
-            return LossReport(self._process.loss(prediction, x0, noise, t, mask=noised).mean())
+            terms = {
+                name: of_sample.mean()
+                for name, of_sample in self._process.loss_terms(
+                    prediction, x0, noise, t, mask=noised
+                ).items()
+            }
+            loss = torch.stack(list(terms.values())).sum()
+            return LossReport(loss, {name: terms[name].detach() for name in self.parts})
 
     def finalise(self, model: nn.Module, batches: Callable[[], Iterable[Tensor]]) -> None:
         """Nothing here is measured."""

@@ -87,13 +87,23 @@ def load_weights(
         layout = Layout(
             "renamed", {n: Stored((name,)) for n, name in zip(ours, tensors.shapes, strict=True)}
         )
-        return _fill(module, tensors, layout, allow_new, allow_unexpected, device, leave)
+        return fill(
+            module,
+            tensors,
+            layout,
+            allow_new=allow_new,
+            allow_unexpected=allow_unexpected,
+            device=device,
+            leave=leave,
+        )
 
 
 def load_released(
     module: nn.Module,
     path: str | Path,
     *,
+    allow_new: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
     device: torch.device | str | None = None,
     section: str = "model",
     leave: Collection[str] = (),
@@ -107,26 +117,38 @@ def load_released(
 
     Args:
         module: on the meta device, or with memory; one of Kinema's networks.
-        path, device, section, leave: as for `load_weights`.
+        path, allow_new, allow_unexpected, device, section, leave: as for `load_weights`.
 
     Raises:
         WeightsError: as `load_weights`.
     """
     with TensorSource(Path(path), section) as tensors:
         layout = detect(tensors.shapes, layouts(module))
-        return _fill(module, tensors, layout, (), layout.computed, device, leave)
+        return fill(
+            module,
+            tensors,
+            layout,
+            allow_new=allow_new,
+            allow_unexpected=(*layout.computed, *allow_unexpected),
+            device=device,
+            leave=leave,
+        )
 
 
-def _fill(
+def fill(
     module: nn.Module,
     tensors: TensorSource,
     layout: Layout,
-    allow_new: Sequence[str],
-    allow_unexpected: Sequence[str],
-    device: torch.device | str | None,
-    leave: Collection[str],
+    *,
+    allow_new: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    device: torch.device | str | None = None,
+    leave: Collection[str] = (),
 ) -> LoadReport:
-    """Check everything, then fill the module tensor by tensor."""
+    """Check everything, then fill the module tensor by tensor from a file of that layout.
+
+    Arguments and errors as for `load_weights`.
+    """
     slots = _slots(module)
     fit = match(
         tensors.shapes, layout, {n: s.shape for n, s in slots.items()}, tensors.dtypes,

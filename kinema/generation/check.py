@@ -10,7 +10,6 @@ import dataclasses
 from kinema.config.errors import KinemaError
 from kinema.diffusion.config import IDDPMConfig, ProcessConfig
 from kinema.generation.config import GenerateRequest, PipelineConfig
-from kinema.generation.memory import MemoryEstimate
 from kinema.generation.prompts import segment_texts
 from kinema.generation.references import ReferencePlan, plan_references
 from kinema.generation.ways import check_ways
@@ -121,25 +120,6 @@ def _check_size(request: GenerateRequest, config: PipelineConfig) -> None:
         )
 
 
-def check_memory(estimate: MemoryEstimate, free: int, device: str) -> None:
-    """Refuse work that needs more memory than is free.
-
-    Args:
-        estimate: of the batch at hand.
-        free: bytes free on the device.
-
-    Raises:
-        RequestError: with the parts of the estimate.
-    """
-    if estimate.total > free:
-        raise RequestError(
-            f"this needs about {_gib(estimate.total)} ({estimate.describe()}), "
-            f"and {_gib(free)} is free on {device}",
-            where="memory",
-            hint="a smaller batch size, size or number of frames",
-        )
-
-
 def frames_for_seconds(seconds: float, fps: float, vae: VAEConfig, frame_interval: int = 1) -> int:
     """Frames that stand for a duration, counted as the models' authors did.
 
@@ -198,7 +178,3 @@ def unseen_size_note(request: GenerateRequest, config: PipelineConfig) -> str | 
 def _around(value: int, step: int) -> str:
     below, above = value // step * step, (value // step + 1) * step
     return f"{below} or {above}" if below else f"{above}"
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"

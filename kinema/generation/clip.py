@@ -6,6 +6,7 @@ import json
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,15 @@ class Clip:
         frames: uint8 `[T, H, W, 3]`, RGB.
         request: what was asked for.
         record: what else made it (model, weights, versions, timings); goes to the sidecar.
+        fps: frames per second that it plays at; None: the request's.
+        number: which request of a call it answers, counted from 0.
     """
 
     frames: np.ndarray
     request: GenerateRequest
     record: dict[str, Any] = field(default_factory=dict)
+    fps: float | None = None
+    number: int = 0
 
     @property
     def suffix(self) -> str:
@@ -69,7 +74,7 @@ class Clip:
                 )
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.suffix == ".mp4":
-            write_video(path, self.frames, self.request.fps)
+            write_video(path, self.frames, self.fps or self.request.fps)
         else:
             write_image(path, self.frames[0])
         write_json(sidecar, {"request": to_dict(self.request), **self.record})
@@ -91,15 +96,27 @@ def slug(prompt: str) -> str:
     return words or "clip"
 
 
-def free_name(folder: Path, request: GenerateRequest) -> Path:
-    """`folder/a-red-kite-seed1.mp4`, with `-2` for the second sample of one prompt and seed, and
-    `-again2`, `-again3` where an earlier run left files of that name: nothing is overwritten.
+def free_names(folder: Path, requests: Sequence[GenerateRequest]) -> list[Path]:
+    """A path for the clip of each request: `folder/a-red-kite-seed1.mp4`, with `-2` for the second
+    sample of one prompt and seed, and `-again2`, `-again3` where an earlier run left files of that
+    name or the same is asked for twice: nothing is overwritten.
     """
-    sample = f"-{request.sample + 1}" if request.sample else ""
-    stem = f"{slug(request.prompt)}-seed{request.seed}{sample}"
-    suffix = ".mp4" if request.num_frames > 1 else ".png"
-    name, again = stem, 1
-    while any((folder / f"{name}{end}").exists() for end in (suffix, ".json")):
-        again += 1
-        name = f"{stem}-again{again}"
-    return folder / f"{name}{suffix}"
+    taken: set[str] = set()
+    names = []
+    for request in requests:
+        sample = f"-{request.sample + 1}" if request.sample else ""
+        stem = f"{slug(request.prompt)}-seed{request.seed}{sample}"
+        suffix = ".mp4" if request.num_frames > 1 else ".png"
+        name, again = stem, 1
+        # A clip's sidecar has its name too, so that an image and a video cannot share one.
+        while name in taken or any((folder / f"{name}{e}").exists() for e in (suffix, ".json")):
+            again += 1
+            name = f"{stem}-again{again}"
+        taken.add(name)
+        names.append(folder / f"{name}{suffix}")
+    return names
+
+
+def free_name(folder: Path, request: GenerateRequest) -> Path:
+    """`free_names` for one request."""
+    return free_names(folder, [request])[0]

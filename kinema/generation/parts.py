@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from dataclasses import dataclass, field
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
 from kinema.checkpoint.disk import read_record
+from kinema.checkpoint.reader import TensorReader
 from kinema.checkpoint.run import Checkpoint, resolve_weights
-from kinema.checkpoint.weights import load_weights
+from kinema.checkpoint.source import find_files
+from kinema.checkpoint.weights import load_released, load_weights
 from kinema.config.errors import KinemaError
 from kinema.config.settings import from_dict
 from kinema.generation.config import PipelineConfig
+from kinema.generation.released import (
+    RELEASED,
+    Released,
+    ReleasedFiles,
+    find_released,
+    locate,
+)
 from kinema.models.autoencoder import Autoencoder
-from kinema.models.build import build_text_encoder, build_transformer, build_vae
+from kinema.models.config import AttentionBackend, CLIPTextConfig, T5TextConfig
 from kinema.models.text import TextEncoder
 from kinema.models.transformer import Transformer
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class PipelineError(KinemaError):
@@ -38,27 +49,66 @@ class Parts:
     """Names and hashes of the weights, for the sidecar."""
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(ABC):
     """Where a pipeline's weights are; everything here is known without reading them."""
+
+    config: PipelineConfig
+    text_weights: Path | None
+    """Folder of the text encoder's weights and tokenizer, where it has any."""
+
+    @abstractmethod
+    def fill_model(
+        self, model: Transformer, device: torch.device, leave: Collection[str] = ()
+    ) -> None:
+        """Read the transformer's weights into a model on the meta device.
+
+        Args:
+            leave: names of tensors that stay there, for `reader` to read.
+
+        Raises:
+            KinemaError: weights that do not fit the description.
+        """
+
+    @abstractmethod
+    def reader(self, model: Transformer) -> TensorReader:
+        """Reads single tensors of the transformer, by their names in the model."""
+
+    @abstractmethod
+    def fill_vae(self, vae: Autoencoder, device: torch.device) -> None:
+        """Read the autoencoder's weights into one on the meta device; raises as `fill_model`."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Names and hashes of the weights, for the sidecar."""
+
+    @abstractmethod
+    def with_attention(self, attention: AttentionBackend) -> Self:
+        """The same with another attention kernel."""
+
+
+@dataclass(frozen=True)
+class CheckpointSource(Source):
+    """A checkpoint folder that `kinema train` wrote, and the autoencoder it names."""
 
     checkpoint: Checkpoint
     section: Literal["model", "ema"]
     config: PipelineConfig
     vae_weights: Path
+    text_weights: Path | None
 
     @classmethod
-    def find(cls, path: Path, *, vae: Path | None, ema: bool) -> Source:
+    def find(cls, path: Path, *, vae: Path | None, text: Path | None, ema: bool) -> Self:
         """Read a checkpoint's description and make sure that its files are there.
 
         Args:
             path: a checkpoint folder, or a run folder (its newest whole checkpoint).
             vae: the autoencoder's weights, in place of those the checkpoint names.
+            text: folder of the text encoder's weights, likewise.
             ema: the averaged weights.
 
         Raises:
             KinemaError: no such folder, torn, of another model, without averaged weights, or
-                without the autoencoder's weights.
+                without the autoencoder's or the text encoder's weights.
         """
         section: Literal["model", "ema"] = "ema" if ema else "model"
         found = Checkpoint.open(path, sections=())
@@ -79,64 +129,184 @@ class Source:
         if not checkpoint.has(section):
             hint = "--no-ema generates with the weights themselves" if ema else "--ema"
             raise PipelineError(f"has no {section} weights", where=where, hint=hint)
-        return cls(checkpoint, section, config, _find_vae(checkpoint.path, config, vae))
+        folder = checkpoint.path
+        vae_weights = _find(folder, "autoencoder", "--vae", config.vae.weights, vae)
+        assert vae_weights is not None
+        text_weights = None
+        if text is not None or config.text.weights is not None or _needs_weights(config):
+            text_weights = _find(folder, "text encoder", "--text", config.text.weights, text)
+        return cls(checkpoint, section, config, vae_weights, text_weights)
 
-    def load(self, device: torch.device) -> Parts:
-        """Read the weights.
+    def fill_model(
+        self, model: Transformer, device: torch.device, leave: Collection[str] = ()
+    ) -> None:
+        """See `Source`."""
+        self.checkpoint.load_model(model, self.section, device=device, leave=leave)
+
+    def reader(self, model: Transformer) -> TensorReader:
+        """See `Source`."""
+        return TensorReader(self.checkpoint.path, section=self.section)
+
+    def fill_vae(self, vae: Autoencoder, device: torch.device) -> None:
+        """See `Source`."""
+        load_weights(vae, self._vae_file(), device=device)
+
+    def identity(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {
+            "checkpoint": str(self.checkpoint.path.resolve()),
+            "step": self.checkpoint.step,
+            "weights": self.section,
+            "weights_sha256": self.checkpoint.section_hash(self.section),
+            "vae_weights": str(self._vae_file()),
+            "vae_sha256": hash_of(self._vae_file()),
+        }
+
+    def with_attention(self, attention: AttentionBackend) -> Self:
+        """See `Source`."""
+        return replace(self, config=_with_attention(self.config, attention))
+
+    def _vae_file(self) -> Path:
+        return resolve_weights(self.vae_weights).resolve()
+
+
+@dataclass(frozen=True)
+class ReleasedSource(Source):
+    """A released model: what it is is in the table, its weights are files in any published form."""
+
+    released: Released
+    files: ReleasedFiles
+
+    @classmethod
+    def find(
+        cls,
+        released: Released,
+        *,
+        model: str | os.PathLike[str] | None,
+        vae: str | os.PathLike[str] | None,
+        text: str | os.PathLike[str] | None,
+        offline: bool,
+    ) -> Self:
+        """Find the files, or download them.
 
         Raises:
-            KinemaError: weights that do not fit the description.
+            KinemaError: not there, or it cannot be downloaded; names all that is missing.
         """
-        with torch.device("meta"):
-            model = build_transformer(self.config.model)
-            vae = build_vae(self.config.vae.config)
-        self.checkpoint.load_model(model, self.section, device=device)
-        vae_file = resolve_weights(self.vae_weights).resolve()
-        load_weights(vae, vae_file, device=device)
-        return Parts(
-            model=model.to(device).eval().requires_grad_(False),
-            vae=vae.to(device).eval().requires_grad_(False),
-            text=build_text_encoder(self.config.text.config),
-            identity={
-                "checkpoint": str(self.checkpoint.path.resolve()),
-                "step": self.checkpoint.step,
-                "weights": self.section,
-                "weights_sha256": self.checkpoint.section_hash(self.section),
-                "vae_weights": str(vae_file),
-                "vae_sha256": _sha256(vae_file),
-            },
-        )
+        given = [None if path is None else str(path) for path in (model, vae, text)]
+        files = locate(released, ckpt=given[0], vae=given[1], text=given[2], offline=offline)
+        return cls(released, files)
+
+    @property
+    def config(self) -> PipelineConfig:  # type: ignore[override]
+        """What the model is."""
+        return self.released.config
+
+    @property
+    def text_weights(self) -> Path | None:  # type: ignore[override]
+        """Folder of the text encoder, where there is one."""
+        return self.files.text
+
+    def fill_model(
+        self, model: Transformer, device: torch.device, leave: Collection[str] = ()
+    ) -> None:
+        """See `Source`."""
+        load_released(model, self.files.model, device=device, leave=leave)
+
+    def reader(self, model: Transformer) -> TensorReader:
+        """See `Source`."""
+        return TensorReader(self.files.model, like=model)
+
+    def fill_vae(self, vae: Autoencoder, device: torch.device) -> None:
+        """See `Source`."""
+        load_released(vae, self.files.vae, device=device)
+
+    def identity(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {
+            "model": self.released.name,
+            "weights": str(self.files.model),
+            "weights_sha256": hash_of(self.files.model),
+            "vae_weights": str(self.files.vae),
+            "vae_sha256": hash_of(self.files.vae),
+            "text_weights": None if self.files.text is None else str(self.files.text),
+        }
+
+    def with_attention(self, attention: AttentionBackend) -> Self:
+        """See `Source`."""
+        config = _with_attention(self.config, attention)
+        return replace(self, released=replace(self.released, config=config))
 
 
-def parameter_count(config: PipelineConfig) -> int:
-    """Numbers in transformer and autoencoder together, counted without making them."""
-    with torch.device("meta"):
-        networks = (build_transformer(config.model), build_vae(config.vae.config))
-    return sum(p.numel() for network in networks for p in network.parameters())
+def hash_of(weights: Path) -> str:
+    """Hash of a weights file, or of the hashes of all files of a sharded one; worked out once."""
+    return _hash_of_files(tuple((f, f.stat().st_mtime_ns) for f in find_files(weights)))
 
 
-def _sha256(weights: Path) -> str:
-    """Hash of a weights file, or of all files of a folder of them."""
-    files = sorted(weights.glob("*.safetensors")) if weights.is_dir() else [weights]
+@functools.lru_cache(maxsize=64)
+def _hash_of_files(files: tuple[tuple[Path, int], ...]) -> str:
     whole = hashlib.sha256()
-    for file in files:
+    for file, _ in files:
         whole.update(read_record(file).sha256.encode())
     return whole.hexdigest()
 
 
-def _find_vae(folder: Path, config: PipelineConfig, given: Path | None) -> Path:
-    if given is None and config.vae.weights is None:
+def _with_attention(config: PipelineConfig, attention: AttentionBackend) -> PipelineConfig:
+    return replace(config, model=replace(config.model, attention=attention))
+
+
+def _needs_weights(config: PipelineConfig) -> bool:
+    return isinstance(config.text.config, (T5TextConfig, CLIPTextConfig))
+
+
+def _find(folder: Path, what: str, option: str, named: str | None, given: Path | None) -> Path:
+    """A path that was given, or that a checkpoint in `folder` names."""
+    if given is None and named is None:
         raise PipelineError(
-            "the checkpoint does not say where its autoencoder's weights are",
+            f"the checkpoint does not say where its {what}'s weights are",
             where=str(folder),
-            hint="give them with --vae PATH",
+            hint=f"give them with {option} PATH",
         )
     # An absolute path stays what it is; a relative one counts from the checkpoint.
-    path = given if given is not None else folder / str(config.vae.weights)
+    path = given if given is not None else folder / str(named)
     if not path.exists():
         raise PipelineError(
-            "the autoencoder's weights are missing",
+            f"the {what}'s weights are missing",
             where=str(path),
-            hint="give their place with --vae PATH",
+            hint=f"give their place with {option} PATH",
         )
     return path
+
+
+def find_source(
+    path: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] | None,
+    vae: str | os.PathLike[str] | None,
+    text: str | os.PathLike[str] | None,
+    ema: bool,
+    offline: bool,
+) -> Source:
+    """Where the weights of a checkpoint folder or of a released model are.
+
+    Raises:
+        KinemaError: see `Pipeline.from_pretrained`.
+    """
+    folder = Path(path)
+    if not folder.exists() and str(path) in {r.name for r in RELEASED}:
+        return ReleasedSource.find(
+            find_released(str(path)), model=model, vae=vae, text=text, offline=offline
+        )
+    if not folder.exists() and "/" not in str(path):
+        find_released(str(path))  # raises, with the nearest name
+    if model is not None:
+        raise PipelineError(
+            "a checkpoint has its own weights",
+            where=str(path),
+            hint="give the weights of a released model together with its name",
+        )
+    return CheckpointSource.find(
+        folder,
+        vae=None if vae is None else Path(vae),
+        text=None if text is None else Path(text),
+        ema=ema,
+    )

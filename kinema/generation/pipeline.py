@@ -5,34 +5,62 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Any, Self, Unpack
 
-import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 import kinema
 from kinema.config.errors import KinemaError
-from kinema.config.settings import fingerprint, from_dict
-from kinema.diffusion.process import Network, build_process
-from kinema.generation.check import check_memory, check_request, frames_for_seconds
+from kinema.config.settings import fingerprint
+from kinema.diffusion.process import build_process
+from kinema.generation import engine
+from kinema.generation.captions import Caption, encode
+from kinema.generation.check import check_request, process_config
 from kinema.generation.clip import Clip
 from kinema.generation.config import GenerateRequest, PipelineConfig
-from kinema.generation.memory import MemoryEstimate, estimate_memory
-from kinema.generation.noise import initial_noise
-from kinema.generation.parts import DTYPES, Parts, Source, parameter_count
-from kinema.models.build import build_text_encoder
-from kinema.models.transformer import ClipShape
+from kinema.generation.engine import OnStep
+from kinema.generation.memory import (
+    MemoryEstimate,
+    MemorySettings,
+    estimate_memory,
+    free_memory,
+    require_memory,
+)
+from kinema.generation.options import RequestOptions, make_request
+from kinema.generation.parts import Parts, Source, find_source
+from kinema.generation.precision import (
+    DTYPES,
+    check_attention,
+    check_dtype,
+    matmul_precision,
+    vae_dtype_for,
+)
+from kinema.generation.ranks import share
+from kinema.generation.residency import Residency, check_offload
+from kinema.generation.segments import Job, batches_of
+from kinema.models.config import AttentionBackend, Tiling
+from kinema.parallel.world import World
 
-OnStep = Callable[[int], None]
-"""Called after every sampling step with the number of videos that it moved on."""
+Batch = list[Job]
 
-IMAGE_FPS = 120.0
-"""What Open-Sora 1.2 tells the model as the frame rate of a single image."""
+
+@dataclass(frozen=True)
+class Plan:
+    """What `generate_all` is going to do."""
+
+    batches: list[list[int]]
+    """Places of requests that are sampled together."""
+    estimate: MemoryEstimate
+    """Of the batch that needs the most memory."""
+    free: int
+    """Bytes free on the device."""
+
+    def __str__(self) -> str:
+        return f"memory: about {self.estimate.summary()}, {self.free / 2**30:.1f} GiB free"
 
 
 class Pipeline:
@@ -48,130 +76,105 @@ class Pipeline:
         parts: Parts | Source,
         *,
         device: str | torch.device | None = None,
-        dtype: str = "fp32",
+        dtype: str | None = None,
+        vae_dtype: str | None = None,
+        offload: str = "none",
+        tiling: bool = False,
+        compile: bool = False,
     ) -> None:
         """
         Args:
             parts: the networks (training hands in its own), or where they are.
             device: default: the first GPU, or the CPU.
-            dtype: arithmetic of the transformer, "fp32", "bf16" or "fp16"; the weights and the
-                autoencoder stay float32.
+            dtype: of the transformer's weights and arithmetic: "fp32", "tf32", "bf16" or "fp16".
+                None: float32, or for networks that are handed in as they are. What needs
+                float32 (timesteps, positions, the sampler) stays so in any case.
+            vae_dtype: likewise of the autoencoder; None: as `dtype`, but float32 with "fp16",
+                whose range is too small for it.
+            offload: "none", "phase" or "layers": what leaves the device when it is not needed.
+            tiling: decode frames one by one in bands of rows: exact, slower, in less memory.
+            compile: compile the transformer's blocks (the first step takes minutes).
+
+        Raises:
+            KinemaError: no such precision or way to off-load, or ways that exclude each other.
         """
-        if dtype not in DTYPES:
-            raise KinemaError(f"dtype is {dtype!r}", hint=f"one of {', '.join(DTYPES)}")
         self.config = config
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = dtype
-        self._parts = parts
-        self._process = build_process(config.diffusion)
+        given = isinstance(parts, Parts) and dtype is None
+        self.dtype = check_dtype(dtype or "fp32")
+        self.vae_dtype = check_dtype(vae_dtype) if vae_dtype else vae_dtype_for(self.dtype)
+        self.offload = check_offload(offload)
+        self._tiling = Tiling() if tiling else None
+        self._residency = Residency(
+            parts,
+            device=self.device,
+            offload=self.offload,
+            dtype=None if given else DTYPES[self.dtype],
+            vae_dtype=None if given and vae_dtype is None else DTYPES[self.vae_dtype],
+            tiling=self._tiling,
+            compile=compile,
+        )
 
     @classmethod
     def from_pretrained(
         cls,
         path: str | os.PathLike[str],
         *,
+        model: str | os.PathLike[str] | None = None,
         vae: str | os.PathLike[str] | None = None,
+        text: str | os.PathLike[str] | None = None,
         ema: bool = True,
+        offline: bool = False,
         device: str | torch.device | None = None,
         dtype: str = "fp32",
+        vae_dtype: str | None = None,
+        offload: str = "none",
+        tiling: bool = False,
+        compile: bool = False,
+        attention: AttentionBackend | None = None,
     ) -> Self:
-        """The pipeline of a checkpoint folder, or of a run folder's newest checkpoint.
+        """The pipeline of a checkpoint folder, of a run folder's newest checkpoint, or of a
+        released model by its name (`kinema models` lists them).
 
         Args:
-            vae: the autoencoder's weights, in place of those the checkpoint names.
-            ema: use the averaged weights.
+            path: the folder or name.
+            model: a released model's weights, in place of those that its name stands for: a file,
+                a folder, or a repository of the hub.
+            vae, text: likewise of the autoencoder and of the text encoder; for a folder, in place
+                of those that the checkpoint names.
+            ema: use the averaged weights of a checkpoint folder.
+            offline: take nothing from the network; what is missing is named at once.
+            device, dtype, vae_dtype, offload, tiling, compile: see `Pipeline`.
+            attention: the transformer's kernel, in place of the one in its settings.
 
         Raises:
-            KinemaError: the checkpoint or the autoencoder is missing, torn or of another kind.
+            KinemaError: a part is missing, torn or of another kind.
         """
-        source = Source.find(Path(path), vae=Path(vae) if vae else None, ema=ema)
-        return cls(source.config, source, device=device, dtype=dtype)
+        source = find_source(path, model=model, vae=vae, text=text, ema=ema, offline=offline)
+        if attention is not None:
+            source = source.with_attention(check_attention(attention))
+        return cls(
+            source.config,
+            source,
+            device=device,
+            dtype=dtype,
+            vae_dtype=vae_dtype,
+            offload=offload,
+            tiling=tiling,
+            compile=compile,
+        )
 
-    def request(
-        self,
-        prompt: str,
-        *,
-        seconds: float | None = None,
-        num_frames: int | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        fps: float | None = None,
-        seed: int = 0,
-        sample: int = 0,
-        num_sampling_steps: int | None = None,
-        cfg_scale: float | None = None,
-    ) -> GenerateRequest:
+    def request(self, prompt: str, **options: Unpack[RequestOptions]) -> GenerateRequest:
         """A request with the checkpoint's own defaults for whatever is not given, checked.
-
-        Size and length default to the shape seen most in training.
 
         Raises:
             KinemaError: a value that cannot be met, with the nearest that can.
         """
-        if seconds is not None and num_frames is not None:
-            raise KinemaError("give seconds or num_frames, not both", where="length")
-        if (width is None) != (height is None):
-            raise KinemaError("give width and height together", where="size")
-        usual = self.config.buckets[0] if self.config.buckets else None
-        fps = self.config.fps if fps is None else fps
-        if seconds is not None:
-            num_frames = frames_for_seconds(seconds, fps, self.config.vae.config)
-        if usual is not None:
-            num_frames = usual.num_frames if num_frames is None else num_frames
-            width, height = (usual.width, usual.height) if width is None else (width, height)
-        if width is None or height is None or num_frames is None:
-            raise KinemaError(
-                "the checkpoint does not say which sizes it was trained on",
-                hint="give size and number of frames",
-            )
-        defaults = self.config.diffusion
-        steps = num_sampling_steps
-        values = {
-            "prompt": prompt,
-            "width": width,
-            "height": height,
-            "num_frames": num_frames,
-            "fps": fps,
-            "seed": seed,
-            "sample": sample,
-            "num_sampling_steps": defaults.num_sampling_steps if steps is None else steps,
-            "cfg_scale": defaults.cfg_scale if cfg_scale is None else cfg_scale,
-        }
-        request = from_dict(GenerateRequest, values, where="request")
-        check_request(request, self.config)
-        return request
+        return make_request(prompt, self.config, options)
 
-    def generate(
-        self,
-        prompt: str,
-        *,
-        seconds: float | None = None,
-        num_frames: int | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        fps: float | None = None,
-        seed: int = 0,
-        sample: int = 0,
-        num_sampling_steps: int | None = None,
-        cfg_scale: float | None = None,
-    ) -> Clip:
-        """Make one video (or image: one frame); arguments as for `request`.
-
-        The same arguments give the same video.
-        """
-        request = self.request(
-            prompt,
-            seconds=seconds,
-            num_frames=num_frames,
-            width=width,
-            height=height,
-            fps=fps,
-            seed=seed,
-            sample=sample,
-            num_sampling_steps=num_sampling_steps,
-            cfg_scale=cfg_scale,
-        )
-        return next(self.generate_all([request]))
+    def generate(self, prompt: str, **options: Unpack[RequestOptions]) -> Clip:
+        """Make one video (or image: one frame); the same arguments give the same video."""
+        return next(self.generate_all([self.request(prompt, **options)]))
 
     def generate_all(
         self,
@@ -179,195 +182,255 @@ class Pipeline:
         *,
         batch_size: int = 1,
         on_step: OnStep | None = None,
+        world: World | None = None,
     ) -> Iterator[Clip]:
-        """Make a clip for each request, in order, each as soon as its batch is done.
+        """Make a clip for each request.
 
-        All requests are checked before weights are read. Requests next to each other that differ
-        only in prompt, seed and sample share a batch; what comes out does not depend on that.
+        All requests are checked before weights are read, and all captions are encoded first.
+        Requests next to each other that differ only in prompt, seed, sample and references share
+        a batch; what comes out does not depend on that, but for rounding (1e-5 of a latent).
+
+        Without off-loading each batch is finished before the next, and clips come in the order of
+        the requests. With off-loading each phase runs over all requests, so that networks change
+        places once, or once per segment; clips then come at the end of it. An interruption
+        (Ctrl-C) while sampling gives out the clips whose latents are complete, and then goes on.
+
+        Args:
+            on_step: called after every step with the number of videos that it moved on.
+            world: makes this process's share only, of whole batches.
 
         Raises:
             KinemaError: a request that cannot be met, or too little memory.
         """
-        batches = self.check(requests, batch_size=batch_size)
-        parts = self.load()
-        for batch in batches:
-            yield from self._make(parts, batch, on_step)
+        batches = self.check(requests, batch_size=batch_size, world=world).batches
+        if world is not None:
+            batches = share(batches, world)
+        jobs = [[self._job(number, requests[number]) for number in batch] for batch in batches]
+        if not jobs:
+            return
+        captions = self._encode_captions([job for batch in jobs for job in batch])
+        together = [jobs] if self.offload != "none" else [[batch] for batch in jobs]
+        for group in together:
+            yield from self._make(group, captions, on_step)
 
     def check(
-        self, requests: Sequence[GenerateRequest], *, batch_size: int = 1
-    ) -> list[list[GenerateRequest]]:
-        """The batches that `generate_all` would make of the requests, if all of them can be met.
+        self,
+        requests: Sequence[GenerateRequest],
+        *,
+        batch_size: int = 1,
+        world: World | None = None,
+    ) -> Plan:
+        """What `generate_all` would do, if all of the requests can be met.
 
         Raises:
             KinemaError: a request that cannot be met, or too little memory.
         """
-        batches = list(_batches(requests, batch_size))
+        if batch_size < 1:
+            raise KinemaError(f"batch size is {batch_size}; it must be at least 1")
+        if not requests:
+            raise KinemaError("no request", hint="at least one")
+        for request in dict.fromkeys(requests):
+            check_request(request, self.config)
+        batches = batches_of(requests, batch_size, _alike)
+        # Requests of one shape need the same; the largest batch of each shape is enough.
+        largest: dict[object, list[int]] = {}
         for batch in batches:
-            check_request(batch[0], self.config)
-            check_memory(self.memory(batch[0], len(batch)), self.free_memory(), str(self.device))
-        return batches
+            key = _alike(requests[batch[0]])
+            if len(batch) > len(largest.get(key, [])):
+                largest[key] = batch
+        free = free_memory(self.device, world)
+        estimates = []
+        for batch in largest.values():
+            # One with references stands for all.
+            first = max((requests[n] for n in batch), key=lambda r: bool(r.references))
+            estimate = self.memory(first, len(batch))
+            if estimate.total > free:
+                require_memory(
+                    self._memory_settings(len(batch)), first, self.config, free, str(self.device)
+                )
+            estimates.append(estimate)
+        return Plan(batches, max(estimates, key=lambda e: e.total), free)
 
     def lost_words(self, prompt: str) -> str:
         """The end of a prompt that the text encoder has no room for; empty if all of it fits."""
-        return build_text_encoder(self.config.text.config).lost(prompt)
+        return self._residency.text_encoder().lost(prompt)
 
     def load(self) -> Parts:
-        """The networks, read now if they were not yet."""
-        if isinstance(self._parts, Source):
-            self._parts = self._parts.load(self.device)
-        return self._parts
+        """The networks, read now if they were not yet (not with off-loading).
+
+        Raises:
+            KinemaError: weights that do not fit; or they are off-loaded by turns.
+        """
+        return self._residency.load()
 
     def memory(self, request: GenerateRequest, batch: int) -> MemoryEstimate:
         """What a batch of such requests needs, weights that are not loaded yet included."""
-        weights = parameter_count(self.config) * 4 if isinstance(self._parts, Source) else 0
-        return estimate_memory(
-            request, self.config, batch=batch, weight_bytes=weights, dtype=self.dtype
-        )
-
-    def free_memory(self) -> int:
-        """Bytes that are free on the device."""
-        if self.device.type == "cuda":
-            return int(torch.cuda.mem_get_info(self.device)[0])
-        return int(psutil.virtual_memory().available)
+        return estimate_memory(request, self.config, self._memory_settings(batch))
 
     def latents(
         self, requests: Sequence[GenerateRequest], *, on_step: OnStep | None = None
     ) -> Tensor:
-        """Sampled latents, normalised, float32 `[B, C, T, H, W]`, of requests of one shape."""
-        return self._sample(self.load(), requests, on_step, {})
+        """Sampled latents, normalised, float32 `[B, C, T, H, W]`, of requests of one shape and one
+        segment each."""
+        assert all(request.loop == 1 for request in requests), "latents are of one segment"
+        batch = [self._job(number, request) for number, request in enumerate(requests)]
+        captions = self._encode_captions(batch)
+        self._encode_references([batch])
+        self._sample_batches([batch], captions, 0, on_step)
+        return torch.stack([_latents(job) for job in batch])
 
-    @torch.no_grad()
+    def _job(self, number: int, request: GenerateRequest) -> Job:
+        return Job(number, request, check_request(request, self.config), self.config)
+
+    def _memory_settings(self, batch: int) -> MemorySettings:
+        return MemorySettings(
+            batch=batch,
+            dtype=self.dtype,
+            vae_dtype=self.vae_dtype,
+            offload=self.offload,
+            tiling=self._tiling,
+            text_bytes=self._residency.text_encoder().memory_bytes,
+            loaded=self._residency.loaded,
+            on_gpu=self.device.type == "cuda",
+        )
+
+    # Phases. Each is a method of its own: when it returns, nothing holds its network any more.
+
+    def _encode_captions(self, jobs: Sequence[Job]) -> dict[str, Caption]:
+        texts = [text for job in jobs for text in job.texts]
+        texts += [t for job in jobs if (t := job.request.negative_prompt) is not None]
+        with self._residency.text() as encoder, self._timed("text", jobs):
+            return encode(encoder, texts)
+
     def _make(
-        self, parts: Parts, batch: Sequence[GenerateRequest], on_step: OnStep | None
-    ) -> list[Clip]:
-        seconds: dict[str, float] = {}
-        z = self._sample(parts, batch, on_step, seconds)
-        with _timed(seconds, "decode", self.device):
-            # One by one: decoding needs the most memory, and a batch would not make it faster.
-            frames = [_to_bytes(parts.vae.decode(one[None], batch[0].num_frames)[0]) for one in z]
-        record = {
-            "pipeline": parts.identity,
+        self, batches: list[Batch], captions: dict[str, Caption], on_step: OnStep | None
+    ) -> Iterator[Clip]:
+        self._encode_references(batches)
+        for segment in range(max(batch[0].request.loop for batch in batches)):
+            active = [batch for batch in batches if segment < batch[0].request.loop]
+            sampled, interrupted = self._sample_batches(active, captions, segment, on_step)
+            if interrupted is not None:
+                sampled = [b for b in sampled if segment + 1 == b[0].request.loop]
+            yield from self._decode_batches(sampled, segment)
+            if interrupted is not None:
+                raise interrupted
+
+    def _encode_references(self, batches: list[Batch]) -> None:
+        with_references = [j for batch in batches for j in batch if j.has_references]
+        if not with_references:
+            return
+        with self._residency.vae() as vae, matmul_precision(self.vae_dtype):
+            for job in with_references:
+                with self._timed("encode", [job]):
+                    job.encode_references(vae, self.device)
+
+    def _sample_batches(
+        self,
+        batches: list[Batch],
+        captions: dict[str, Caption],
+        segment: int,
+        on_step: OnStep | None,
+    ) -> tuple[list[Batch], KeyboardInterrupt | None]:
+        """Latents of a segment; and with an interruption, those of the batches before it."""
+        done: list[Batch] = []
+        with self._residency.transformer() as model, matmul_precision(self.dtype):
+            for batch in batches:
+                requests = [job.request for job in batch]
+                first = requests[0]
+                shape = (
+                    self.config.model.in_channels,
+                    *self.config.vae.config.latent_size(
+                        first.num_frames, first.height, first.width
+                    ),
+                )
+                negative = [r.negative_prompt for r in requests]
+                try:
+                    with self._timed("sample", batch):
+                        latents = engine.sample(
+                            model,
+                            build_process(process_config(first, self.config)),
+                            requests,
+                            [captions[job.texts[segment]] for job in batch],
+                            [None if text is None else captions[text] for text in negative],
+                            [job.conditioning(segment, shape) for job in batch],
+                            segment=segment,
+                            shape=shape,
+                            device=self.device,
+                            on_step=on_step,
+                        ).cpu()
+                except KeyboardInterrupt as interruption:
+                    return done, interruption
+                for job, z in zip(batch, latents, strict=True):
+                    job.latents = z
+                done.append(batch)
+        return done, None
+
+    def _decode_batches(self, batches: list[Batch], segment: int) -> Iterator[Clip]:
+        if not batches:
+            return
+        with self._residency.vae() as vae:
+            for batch in batches:
+                for job in batch:
+                    with self._timed("decode", [job]), matmul_precision(self.vae_dtype):
+                        job.decode(vae, segment, self.device)
+                    if segment + 1 == job.request.loop:
+                        yield self._clip(job, len(batch))
+
+    def _clip(self, job: Job, batch_size: int) -> Clip:
+        record: dict[str, Any] = {
+            "pipeline": self._residency.identity(),
             "config_sha256": fingerprint(self.config),
             "dtype": self.dtype,
+            "vae_dtype": self.vae_dtype,
+            "offload": self.offload,
             "device": _device_name(self.device),
             "versions": {
                 "kinema": kinema.__version__,
                 "torch": torch.__version__,
                 "python": platform.python_version(),
             },
-            "batch_size": len(batch),
-            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "batch_size": batch_size,
+            "seconds": {name: round(value, 3) for name, value in job.seconds.items()},
         }
-        return [Clip(f, request, record) for f, request in zip(frames, batch, strict=True)]
+        interval = self.config.frame_interval
+        fps = job.request.fps if interval == 1 else max(1.0, job.request.fps // interval)
+        return Clip(job.video(), job.request, record, fps=fps, number=job.number)
 
-    @torch.no_grad()
-    def _sample(
-        self,
-        parts: Parts,
-        batch: Sequence[GenerateRequest],
-        on_step: OnStep | None,
-        seconds: dict[str, float],
-    ) -> Tensor:
-        first, count = batch[0], len(batch)
-        size = self.config.vae.config.latent_size(first.num_frames, first.height, first.width)
-        shape = (self.config.model.in_channels, *size)
-        noise = torch.stack([initial_noise(r.seed, r.sample, shape) for r in batch])
-
-        with _timed(seconds, "text", self.device):
-            text = parts.text.encode([r.prompt for r in batch])
-        height = torch.full((count,), float(first.height), device=self.device)
-        width = torch.full((count,), float(first.width), device=self.device)
-        fps = first.fps if first.num_frames > 1 else IMAGE_FPS
-        velocity = self._velocity(
-            parts,
-            text.y.to(self.device),
-            text.mask,
-            ClipShape(
-                fps=torch.full((count,), fps, device=self.device),
-                height=height,
-                width=width,
-                num_frames=torch.full((count,), float(first.num_frames), device=self.device),
-            ),
-            first.cfg_scale,
-        )
-        timesteps = self._process.sampling_timesteps(
-            first.num_sampling_steps,
-            latent_frames=torch.full((count,), float(size[0]), device=self.device),
-            height=height,
-            width=width,
-        )
-        with _timed(seconds, "sample", self.device):
-            return self._process.sample(
-                velocity,
-                noise.to(self.device),
-                timesteps,
-                on_step=None if on_step is None else lambda _: on_step(count),
-            )
-
-    def _velocity(
-        self,
-        parts: Parts,
-        y: Tensor,
-        mask: Tensor | None,
-        shape: ClipShape,
-        scale: float,
-    ) -> Network:
-        """The transformer with text, sizes and guidance bound."""
-        model = parts.model
-        dtype = DTYPES[self.dtype]
-        guide = scale != 1.0
-        if guide:
-            # One forward of twice the batch. The second half keeps the captions' lengths, as the
-            # released weights were sampled with.
-            y = torch.cat([y, model.null_text(len(y))[:, :, : y.shape[2]].to(y)])
-            mask = None if mask is None else mask.repeat(2, 1)
-            shape = shape.repeat(2)
-
-        def velocity(x: Tensor, t: Tensor, x_mask: Tensor | None) -> Tensor:
-            if guide:
-                x, t = torch.cat([x, x]), torch.cat([t, t])
-                x_mask = None if x_mask is None else torch.cat([x_mask, x_mask])
-            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                out = model.predict(x, t, y, mask=mask, x_mask=x_mask, shape=shape)
-            if not guide:
-                return out
-            cond, uncond = out.chunk(2)
-            return self._process.guided(cond, uncond, scale)
-
-        return velocity
+    @contextmanager
+    def _timed(self, name: str, jobs: Sequence[Job]) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds = time.perf_counter() - start
+        for job in jobs:
+            job.seconds[name] = job.seconds.get(name, 0.0) + seconds
 
 
-def _batches(requests: Sequence[GenerateRequest], size: int) -> Iterator[list[GenerateRequest]]:
-    if size < 1:
-        raise KinemaError(f"batch size is {size}; it must be at least 1")
-    batch: list[GenerateRequest] = []
-    for request in requests:
-        if batch and (len(batch) == size or _shape(batch[0]) != _shape(request)):
-            yield batch
-            batch = []
-        batch.append(request)
-    if batch:
-        yield batch
+def _alike(request: GenerateRequest) -> object:
+    """Equal for requests that may share a batch: all but what each row has for itself."""
+    return replace(
+        request,
+        prompt="-",
+        refined_from=None,
+        seed=0,
+        sample=0,
+        negative_prompt=None,
+        aes=None,
+        flow=None,
+        camera_motion=None,
+        references=(),
+        mask_strategy="",
+        # What follows counts between segments, of each row for itself.
+        condition_frame_length=None,
+        condition_frame_edit=0.0,
+    )
 
 
-def _shape(r: GenerateRequest) -> tuple[float, ...]:
-    return (r.width, r.height, r.num_frames, r.fps, r.num_sampling_steps, r.cfg_scale)
-
-
-def _to_bytes(video: Tensor) -> np.ndarray:
-    """`[3, T, H, W]` in [-1, 1] to uint8 `[T, H, W, 3]`."""
-    pixels = (video.float().clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
-    return pixels.permute(1, 2, 3, 0).cpu().numpy()
+def _latents(job: Job) -> Tensor:
+    assert job.latents is not None
+    return job.latents
 
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start

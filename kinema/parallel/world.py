@@ -26,11 +26,13 @@ class World:
         rank: 0 … size - 1; rank 0 writes.
         size: number of processes.
         device: where this process computes.
+        local_size: number of those on this machine.
     """
 
     rank: int
     size: int
     device: torch.device
+    local_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -64,11 +66,12 @@ class World:
 
 
 @contextmanager
-def open_world(device: str | None = None) -> Iterator[World]:
+def open_world(device: str | None = None, *, timeout: timedelta = TIMEOUT) -> Iterator[World]:
     """Join the other processes that torchrun started; without torchrun, a world of one.
 
     Args:
         device: `cpu` or `cuda`; a GPU where there is one by default.
+        timeout: how long a process waits for the others.
 
     Raises:
         KinemaError: no such device, or more processes than GPUs on this machine.
@@ -83,9 +86,9 @@ def open_world(device: str | None = None) -> Iterator[World]:
         return
     # Both backends: gradients go over NCCL, the few bytes that ranks agree by over gloo.
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    dist.init_process_group(backend, timeout=timeout)
     try:
-        yield World(rank, size, chosen)
+        yield World(rank, size, chosen, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     finally:
         dist.destroy_process_group()
 

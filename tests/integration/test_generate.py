@@ -131,7 +131,7 @@ REFUSED = [
     (("--prompt", "a", "--resolution", "240p", "--aspect-ratio", "7:5"), "width:height"),
     (("--prompt", "a", "--aspect-ratio", "16:9"), "needs --resolution"),
     (("--prompt", "a", "--seed", "-1"), "seed is -1"),
-    (("--prompt", "a", "--cfg-scale", "0"), "cfg_scale is 0"),
+    (("--prompt", "a", "--cfg-scale", "-1"), "cfg_scale is -1"),
     (("--prompt", "a", "--dtype", "fp8"), "dtype is 'fp8'"),
     (("--prompt", "a", "--vae", "nowhere/vae.safetensors"), "nowhere/vae.safetensors"),
     (("--prompt", "a", "--size", "80000x80000"), "is free on cpu"),

@@ -7,13 +7,11 @@ import pytest
 from kinema.config.errors import KinemaError
 from kinema.generation.check import (
     RequestError,
-    check_memory,
     check_request,
     frames_for_seconds,
     unseen_size_note,
 )
 from kinema.generation.config import GenerateRequest
-from kinema.generation.memory import estimate_memory
 from kinema.models.config import VideoVAEConfig
 from tests.unit.generation.tiny import tiny_config, tiny_pipeline
 
@@ -68,29 +66,6 @@ def test_a_wrong_value_is_named(change: dict[str, object], text: str) -> None:
     values = {"prompt": "a kite", "width": 32, "height": 32, "num_frames": 17, **change}
     with pytest.raises(KinemaError, match=text):
         tiny_pipeline().request(**values)  # type: ignore[arg-type]
-
-
-def test_memory_is_refused_with_its_parts() -> None:
-    estimate = estimate_memory(
-        replace(GOOD, width=1280, height=720, num_frames=51),
-        tiny_config(),
-        batch=2,
-        weight_bytes=2**30,
-        dtype="fp32",
-    )
-    with pytest.raises(RequestError, match=r"weights 1\.00.*GiB is free on cpu"):
-        check_memory(estimate, 2**20, "cpu")
-    check_memory(estimate, estimate.total, "cpu")
-
-
-def test_guidance_doubles_the_sampling_memory_and_half_precision_saves_some() -> None:
-    def sampling(dtype: str, scale: float) -> int:
-        return estimate_memory(
-            replace(GOOD, cfg_scale=scale), tiny_config(), batch=1, weight_bytes=0, dtype=dtype
-        ).sampling
-
-    assert sampling("fp32", 7.0) == 2 * sampling("fp32", 1.0)
-    assert sampling("fp32", 7.0) > sampling("bf16", 7.0) > sampling("fp32", 7.0) / 2
 
 
 def test_an_unseen_shape_is_mentioned() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kinema.config.errors import KinemaError
+from kinema.config.settings import from_dict
 from kinema.generation.clip import Clip, free_name, slug
 from kinema.generation.config import GenerateRequest
 from kinema.media.probe import probe
@@ -24,7 +25,7 @@ def test_a_clip_is_a_playable_video_with_all_about_it_beside(tmp_path: Path) -> 
     assert set(about["seconds"]) == {"text", "sample", "decode"}
     assert len(about["config_sha256"]) == 64
     assert about["versions"]["torch"]
-    assert GenerateRequest(**about["request"]) == clip.request
+    assert from_dict(GenerateRequest, about["request"]) == clip.request
     assert sorted(p.name for p in path.parent.iterdir()) == ["kite.json", "kite.mp4"]
 
 

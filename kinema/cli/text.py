@@ -1,7 +1,8 @@
-"""`kinema text`: captions encoded once, before training."""
+"""`kinema text`: captions encoded once, before training or generating."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -25,26 +26,87 @@ def group() -> None:
 
 @text_app.command(context_settings=FREE)
 def encode(
-    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help=".csv or .parquet")],
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE", help="Recipe whose text encoder is used.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe: text.dim=128."),
+        typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe: text.precision=int8."),
     ] = None,
+    data_path: Annotated[
+        Path | None,
+        typer.Option(help="Manifest whose captions are encoded; the recipe's own by default."),
+    ] = None,
+    prompt_path: Annotated[
+        Path | None, typer.Option(help="Text file with a prompt per line, in place of a manifest.")
+    ] = None,
+    text_weights: Annotated[
+        str | None,
+        typer.Option(help="Folder of the text encoder and its tokenizer, for T5."),
+    ] = None,
+    aes: Annotated[
+        float | None, typer.Option(help="Aesthetic score: prompts are encoded with it as well.")
+    ] = None,
+    flow: Annotated[float | None, typer.Option(help="Motion score, likewise.")] = None,
+    camera_motion: Annotated[str | None, typer.Option(help="Camera motion, likewise.")] = None,
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; a GPU where there is one by default.")
+    ] = None,
 ) -> None:
-    """Encode the captions of a manifest; `text_cache=FOLDER` then trains from them."""
+    """Encode captions once: of a manifest for training (`text_cache=FOLDER`), or prompts.
+
+    The same command goes on after an interruption.
+    """
     from kinema.config.errors import ConfigError
     from kinema.config.recipe import load_recipe
     from kinema.data.manifest import Manifest
+    from kinema.generation.prompts import add_scores, read_prompts, split_segments
+    from kinema.models.build import build_text_encoder
+    from kinema.parallel.world import open_world
     from kinema.training.config import TrainRecipe
     from kinema.training.encode import write_text_cache
 
-    config = load_recipe(recipe, TrainRecipe, overrides or []).text
-    if config is None:
+    found = load_recipe(recipe, TrainRecipe, overrides or [])
+    if found.text is None:
         raise ConfigError("this recipe has no text encoder", where=recipe)
-    write_text_cache(Manifest.read(manifest), config, output, dtype=dtype)
+    if data_path is not None and prompt_path is not None:
+        raise ConfigError("both name captions: give one", where="--data-path, --prompt-path")
+    scores = (aes, flow, camera_motion)
+    if prompt_path is not None:
+        texts = [t for line in read_prompts(prompt_path) for t in split_segments(line.text)[0]]
+        # Scores go with prompts, but not with negative ones: both forms are there.
+        captions: Manifest | list[str] = list(
+            dict.fromkeys([*texts, *(add_scores(t, *scores) for t in texts)])
+        )
+    else:
+        if any(score is not None for score in scores):
+            raise ConfigError(
+                "scores belong to prompts; a manifest's captions have their own",
+                where="--aes, --flow, --camera-motion",
+                hint="--prompt-path FILE",
+            )
+        manifest = data_path or found.data.path
+        if manifest is None:
+            raise ConfigError(
+                "no captions are named",
+                where="kinema text encode",
+                hint="--data-path MANIFEST, or --prompt-path FILE",
+            )
+        captions = Manifest.read(manifest)
+    folder = text_weights or found.text_weights
+    with open_world(device) as world:
+        if world.size > 1:
+            raise ConfigError("captions are encoded by one process", hint="run it without torchrun")
+        encoder = build_text_encoder(found.text, None if folder is None else Path(folder))
+        encoder.to(world.device)
+        cut = write_text_cache(captions, encoder, output, dtype=dtype)
+    if cut is not None:
+        more = f" (and {cut.count - 1} more captions)" if cut.count > 1 else ""
+        print(
+            f"warning: caption {cut.row}{more} is longer than {found.text.max_tokens} tokens; "
+            f"this is lost: {cut.lost}",
+            file=sys.stderr,
+        )
     print(output)

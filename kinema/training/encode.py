@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kinema.config.errors import KinemaError
 from kinema.config.settings import to_dict
 from kinema.data.manifest import Manifest
-from kinema.data.text_cache import TextCache, TextCacheWriter
+from kinema.data.text_cache import TextCache, caption_hashes, manifest_hashes
+from kinema.data.text_cache_writer import TextCacheWriter
 from kinema.models.autoencoder import Autoencoder
-from kinema.models.build import build_text_encoder
-from kinema.models.config import TextConfig
-from kinema.models.text import TextEncoder
+from kinema.models.config import ClassTextConfig, CLIPTextConfig, TextConfig
+from kinema.models.text import TextEncoder, TextFeatures
 from kinema.telemetry.progress import Progress
 
 
@@ -91,29 +93,107 @@ class LatentMemory:
         return self._known[key]
 
 
+class CachedTextEncoder(TextEncoder):
+    """A text encoder that knows the captions of a cache and no others; it needs no weights."""
+
+    def __init__(self, cache: TextCache, config: TextConfig) -> None:
+        self.config = config
+        self._cache = cache
+
+    @classmethod
+    def open(cls, path: str | Path, config: TextConfig) -> CachedTextEncoder:
+        """Open what `kinema text encode` wrote, of prompts or of a manifest.
+
+        Raises:
+            KinemaError: no cache, or one of other settings.
+        """
+        return cls(TextCache.open(path, None, to_dict(config)), config)
+
+    @property
+    def weights_id(self) -> str | None:
+        return self._cache.weights
+
+    def encode(self, texts: Sequence[str]) -> TextFeatures:
+        """See `TextEncoder.encode`.
+
+        Raises:
+            KinemaError: captions that the cache does not have.
+        """
+        found, kept = self._cache.features(self._cache.find(texts))
+        y = torch.zeros(len(texts), 1, self.config.max_tokens, self._cache.dim)
+        mask = torch.zeros(len(texts), self.config.max_tokens, dtype=torch.bool)
+        length = min(kept.shape[1], self.config.max_tokens)  # no captions: one empty place
+        y[:, 0, :length] = torch.from_numpy(found)[:, :length]
+        mask[:, :length] = torch.from_numpy(kept)[:, :length]
+        return TextFeatures(y, mask)
+
+    def lost(self, text: str) -> str:
+        """Nothing: what did not fit was said when the cache was written."""
+        return ""
+
+
+@dataclass(frozen=True)
+class CutCaptions:
+    """Captions that the encoder could not take whole."""
+
+    count: int
+    row: int
+    """The first of them."""
+    lost: str
+    """Its end that is lost."""
+
+
 def write_text_cache(
-    manifest: Manifest,
-    config: TextConfig,
+    captions: Manifest | Sequence[str],
+    encoder: TextEncoder,
     path: Path,
     *,
     dtype: str = "float16",
-    batch_size: int = 256,
-) -> None:
-    """Encode every caption of a manifest into a cache that `text_cache` of a recipe names.
+    batch_size: int = 16,
+) -> CutCaptions | None:
+    """Encode captions into a cache that `text_cache` of a recipe names; goes on where an earlier
+    run of the same work was stopped.
 
     Args:
+        captions: a manifest, all rows of which are encoded, or captions themselves.
         path: the folder to make; appears when it is complete.
         dtype: `float16` or `float32`.
 
+    Returns:
+        What did not fit into `max_tokens` of the captions encoded now; None: all did.
+
     Raises:
-        KinemaError: the encoder cannot run.
+        KinemaError: the encoder cannot run, needs no cache, or the folder cannot be written.
     """
-    encoder = build_text_encoder(config)
-    writer = TextCacheWriter(path, manifest, to_dict(config), dim=config.dim, dtype=dtype)
-    total = len(manifest)
-    with writer as cache, Progress("encoding captions", total=total, unit="caption") as bar:
-        for start in range(0, total, batch_size):
-            rows = range(start, min(start + batch_size, total))
-            found = encoder.encode([manifest.text(row) for row in rows])
-            cache.append(found.y[:, 0].numpy(), found.mask.numpy())
-            bar.advance(len(rows))
+    config = encoder.config
+    if isinstance(config, (CLIPTextConfig, ClassTextConfig)):
+        raise KinemaError(
+            f"the text encoder {config.type!r} costs next to nothing and needs no cache",
+            where="text.type",
+            hint="train without text_cache",
+        )
+    caption: Callable[[int], str]
+    if isinstance(captions, Manifest):
+        hashes, caption = manifest_hashes(captions), captions.text
+    else:
+        hashes, caption = caption_hashes(captions), captions.__getitem__
+    writer = TextCacheWriter(
+        path, hashes, to_dict(config), weights=encoder.weights_id, dim=config.dim, dtype=dtype
+    )
+    cut: CutCaptions | None = None
+    with writer as cache:
+        first, total = cache.rows, len(captions)
+        with Progress("encoding captions", total=total, unit="caption", done=first) as bar:
+            for start in range(first, total, batch_size):
+                rows = range(start, min(start + batch_size, total))
+                texts = [caption(row) for row in rows]
+                found = encoder.encode(texts)
+                assert found.mask is not None
+                cache.append(found.y[:, 0].numpy(), found.mask.numpy())
+                for row, text in zip(rows, texts, strict=True):
+                    if lost := encoder.lost(text):
+                        cut = (
+                            replace(cut, count=cut.count + 1) if cut else CutCaptions(1, row, lost)
+                        )
+                bar.advance(len(rows))
+    return cut

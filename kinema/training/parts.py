@@ -8,15 +8,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from kinema.checkpoint.pixart_start import can_start, start_from_pixart
 from kinema.checkpoint.run import Checkpoint, resolve_weights
-from kinema.checkpoint.weights import load_weights
+from kinema.checkpoint.weights import load_released
 from kinema.config.errors import ConfigError, KinemaError
 from kinema.config.settings import to_dict
 from kinema.data.manifest import Manifest
 from kinema.data.text_cache import TextCache
 from kinema.models.autoencoder import Autoencoder
 from kinema.models.build import build_text_encoder, build_transformer, build_vae
-from kinema.models.config import VAEConfig
+from kinema.models.config import ClassTextConfig, VAEConfig
+from kinema.models.text import TextEncoder
 from kinema.models.vae import VideoVAE
 from kinema.models.vae_init import start_as_block_means
 from kinema.parallel.recompute import apply_recompute
@@ -105,7 +107,7 @@ def _load_vae(recipe: TrainRecipe, device: torch.device) -> tuple[Autoencoder, P
         path = _vae_weights(Path(recipe.vae_weights), recipe.vae)
         with torch.device("meta"):
             network = build_vae(recipe.vae)
-        load_weights(network, path, device=device)
+        load_released(network, path, device=device)
     return network.to(device).eval().requires_grad_(False), path
 
 
@@ -138,9 +140,25 @@ def _text_source(recipe: TrainRecipe, manifest: Manifest, device: torch.device) 
     if recipe.text_cache is None:
         encoder = build_text_encoder(recipe.text, text_weights_of(recipe))
         encoder.to(device)
+        if isinstance(recipe.text, ClassTextConfig):
+            _check_classes(encoder, manifest)
         return TextSource(encoder, None)
-    cache = TextCache.open(recipe.text_cache, manifest, to_dict(recipe.text))
+    # Which weights it was made with is compared where the recipe names them too.
+    folder = text_weights_of(recipe)
+    weights = None if folder is None else build_text_encoder(recipe.text, folder).weights_id
+    cache = TextCache.open(recipe.text_cache, manifest, to_dict(recipe.text), weights=weights)
     return TextSource(None, cache)
+
+
+def _check_classes(encoder: TextEncoder, manifest: Manifest) -> None:
+    """Every `text` of the manifest must be a class: one that is not would end a run half-way."""
+    for text in manifest.table.column("text").unique().to_pylist():
+        try:
+            encoder.encode([text])
+        except KinemaError as error:
+            raise KinemaError(
+                error.what, where=f"{manifest.source}: column text", hint=error.hint
+            ) from None
 
 
 def text_weights_of(recipe: TrainRecipe) -> Path | None:
@@ -158,16 +176,16 @@ def start_from_weights(
     """Fill `model` from weights alone (`--ckpt-path`).
 
     Args:
-        path: a checkpoint, a run folder (its newest checkpoint), or a weights file.
+        path: a checkpoint, a run folder (its newest checkpoint), or a weights file in any form
+            that is published; a file of PixArt's also starts the video models.
         allow_new, allow_unexpected: see `load_weights`.
 
     Returns:
-        One line for the log: how many tensors were loaded, new and unexpected.
+        One line for the log: how many tensors were loaded, reshaped, new and left out.
 
     Raises:
         KinemaError: weights of another model.
     """
-    report = load_weights(
-        model, resolve_weights(path), allow_new=allow_new, allow_unexpected=allow_unexpected
-    )
-    return str(report)
+    path = resolve_weights(path)
+    load = start_from_pixart if can_start(model, path) else load_released
+    return str(load(model, path, allow_new=allow_new, allow_unexpected=allow_unexpected))

@@ -62,6 +62,10 @@ class PipelineConfig:
     aes: float | None = None
     """Aesthetic score that is appended to prompts by default (1.2: 6.5); None: none is."""
 
+    def played_fps(self, fps: float) -> float:
+        """Frames per second of the file, for the rate that the model is told."""
+        return fps if self.frame_interval == 1 else max(1.0, fps // self.frame_interval)
+
     def __post_init__(self) -> None:
         problem = process_mismatch(
             self.diffusion, channels=self.model.in_channels, pred_sigma=self.model.pred_sigma

@@ -248,7 +248,7 @@ def _notes(
                 else f"the {which} {left_out} are not used"
             )
         )
-    plays_at = request.fps / config.frame_interval
+    plays_at = config.played_fps(request.fps)
     if info.kind == "video" and info.fps and not math.isclose(info.fps, plays_at, rel_tol=0.02):
         notes.append(
             f"{name} plays at {info.fps:.4g} frames per second, the clip at {plays_at:.4g}: its "

@@ -64,7 +64,13 @@ def _spoil(rank: int, faulty: int) -> None:
 
 
 def run(
-    name: str, ranks: int, *overrides: str, load: bool = False, spoil: int = -1, stop: int = -1
+    name: str,
+    ranks: int,
+    *overrides: str,
+    recipe: str = "tiny/smoke",
+    load: bool = False,
+    spoil: int = -1,
+    stop: int = -1,
 ) -> None:
     folder = OUTPUTS / name
     folder.mkdir(exist_ok=True)
@@ -88,7 +94,8 @@ def run(
 
         start = Start(load=folder / "000-smoke") if load else Start()
         try:
-            train(smoke(MANIFEST, folder, *overrides), start, device="cpu", on_step=on_step)
+            wanted = smoke(MANIFEST, folder, "name=smoke", *overrides, name=recipe)
+            train(wanted, start, device="cpu", on_step=on_step)
         except KinemaError as error:
             (folder / f"error-{rank}.txt").write_text(str(error))
         except BaseException:
@@ -109,6 +116,11 @@ def main() -> None:
     run("resumed", 2, "max_steps=5", eps, load=True)
     run("fewer", 1, "max_steps=1000", "epochs=1", eps, load=True)
     run("alone", 1, "max_steps=5", "accumulation=2", eps)
+    # IDDPM with frame masks: of three steps, one resumed after the second.
+    run("masked", 2, "max_steps=3", eps, recipe="tiny/smoke-1.1")
+    run("masked-resumed", 2, "max_steps=2", eps, recipe="tiny/smoke-1.1")
+    run("masked-resumed", 2, "max_steps=3", eps, recipe="tiny/smoke-1.1", load=True)
+    run("masked-alone", 1, "max_steps=3", "accumulation=2", eps, recipe="tiny/smoke-1.1")
     run("spoiled", 2, "max_steps=5", "ckpt_every=1", spoil=1)
     run("stopped", 2, "max_steps=5", stop=0)
 

@@ -45,21 +45,27 @@ def rows(runs: Path, name: str, epoch: int) -> Counter[int]:
     return Counter(row for line in lines if line["epoch"] == epoch for row in line["rows"])
 
 
-def test_two_ranks_equal_one_of_the_same_global_batch(runs: Path) -> None:
-    assert newest(runs, "whole").step == newest(runs, "alone").step == 5
-    two, one = (dict(iterate_tensors(newest(runs, n).path)) for n in ("whole", "alone"))
+@pytest.mark.parametrize(
+    ("several", "alone", "steps"), [("whole", "alone", 5), ("masked", "masked-alone", 3)]
+)
+def test_two_ranks_equal_one_of_the_same_global_batch(
+    runs: Path, several: str, alone: str, steps: int
+) -> None:
+    assert newest(runs, several).step == newest(runs, alone).step == steps
+    two, one = (dict(iterate_tensors(newest(runs, n).path)) for n in (several, alone))
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6)
     losses = [
         [json.loads(line)["loss"] for line in (runs / n / "000-smoke" / "log.jsonl").open()]
-        for n in ("whole", "alone")
+        for n in (several, alone)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_two_ranks_resume_bit_for_bit(runs: Path) -> None:
-    whole, resumed = newest(runs, "whole"), newest(runs, "resumed")
-    assert resumed.step == 5
+@pytest.mark.parametrize(("first", "second"), [("whole", "resumed"), ("masked", "masked-resumed")])
+def test_two_ranks_resume_bit_for_bit(runs: Path, first: str, second: str) -> None:
+    whole, resumed = newest(runs, first), newest(runs, second)
+    assert resumed.step == whole.step
     for section in ("model", "ema"):
         assert whole.section_hash(section) == resumed.section_hash(section)  # type: ignore[arg-type]
     assert whole.state["data"] == resumed.state["data"]

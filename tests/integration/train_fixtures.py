@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+
+from kinema.checkpoint.weights import save_weights
 from kinema.config.recipe import load_recipe
 from kinema.data.index import index_folder
+from kinema.data.manifest import Manifest
 from kinema.data.world import WorldSpec, write_world
+from kinema.models.build import build_vae
 from kinema.training.config import TrainRecipe
 
 
@@ -24,3 +29,20 @@ def smoke(manifest: Path, outputs: Path, *overrides: str, name: str = "tiny/smok
     places = [f"data.path='{manifest}'", f"outputs='{outputs}'"]
     places += ["tracking.tensorboard=false", "ckpt_every=100"]
     return load_recipe(name, TrainRecipe, [*places, *overrides])
+
+
+def write_classes(manifest: Path, *, classes: int) -> Path:
+    """A copy of a manifest whose captions are numbers of classes, in turn."""
+    table = Manifest.read(manifest).table
+    numbers = pa.array([str(row % classes) for row in range(len(table))])
+    table = table.set_column(table.column_names.index("text"), "text", numbers)
+    path = manifest.with_name(f"classes-{classes}.parquet")
+    Manifest(table, manifest.parent).write(path)
+    return path
+
+
+def write_vae(path: Path, *, recipe: str) -> Path:
+    """Weights of a random autoencoder, as the recipe has it."""
+    vae = build_vae(load_recipe(recipe, TrainRecipe).vae)
+    save_weights(path, vae.state_dict())
+    return path

@@ -145,10 +145,10 @@ class RotaryEmbedding(nn.Module):
         return self
 
     def forward(self, length: int) -> Tensor:
-        """Unit complex numbers for positions 0 to length: `[length, 1, dim / 2]` complex64."""
+        """Cosine and sine for positions 0 to length: `[length, 1, dim / 2, 2]` fp32."""
         places = torch.arange(length, dtype=torch.float32, device=self.freqs.device)
         angles = places[:, None, None] * self.freqs.float()
-        return torch.polar(torch.ones_like(angles), angles)
+        return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
@@ -161,6 +161,10 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     Returns:
         `[B, L, heads, D]` fp32.
     """
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # no complex numbers there, and passes are fused anyway
+        (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
     # A pair as one complex number: one pass and one saved tensor less than sines and cosines.
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation).flatten(-2)
+    turned = torch.view_as_complex(pairs) * torch.view_as_complex(rotation)
+    return torch.view_as_real(turned).flatten(-2)

@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from kinema.config.errors import KinemaError
 
-TRANSFORMER_BLOCKS = ("spatial_blocks.*", "temporal_blocks.*")
+TRANSFORMER_BLOCKS = ("blocks.*", "spatial_blocks.*", "temporal_blocks.*")
+"""Blocks of all transformers."""
 
 
 def apply_recompute(model: nn.Module, patterns: Sequence[str] = TRANSFORMER_BLOCKS) -> list[str]:
@@ -30,17 +31,7 @@ def apply_recompute(model: nn.Module, patterns: Sequence[str] = TRANSFORMER_BLOC
     Raises:
         KinemaError: no module has such a name.
     """
-    chosen = {
-        name: module
-        for name, module in model.named_modules()
-        if any(_matches(name, pattern) for pattern in patterns)
-    }
-    if not chosen:
-        raise KinemaError(
-            f"no module of {type(model).__name__} is named {' or '.join(patterns)}",
-            where="recompute",
-            hint="name its blocks",
-        )
+    chosen = modules_named(model, patterns, where="recompute")
     classes: dict[type, type] = {}
     for module in chosen.values():
         cls = type(module)
@@ -50,6 +41,30 @@ def apply_recompute(model: nn.Module, patterns: Sequence[str] = TRANSFORMER_BLOC
                 classes[cls] = type(f"Recomputed{cls.__name__}", (_Recomputed, cls), {})
             module.__class__ = classes[cls]
     return list(chosen)
+
+
+def modules_named(model: nn.Module, patterns: Sequence[str], *, where: str) -> dict[str, nn.Module]:
+    """Modules by name whose name fits one of the patterns.
+
+    Args:
+        patterns: `*` stands for one part of a dotted name.
+        where: who asks, for the error.
+
+    Raises:
+        KinemaError: there is none.
+    """
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if any(_matches(name, pattern) for pattern in patterns)
+    }
+    if not found:
+        raise KinemaError(
+            f"no module of {type(model).__name__} is named {' or '.join(patterns)}",
+            where=where,
+            hint="name its blocks",
+        )
+    return found
 
 
 class _Recomputed(nn.Module):

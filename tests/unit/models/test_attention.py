@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import varlen
 
+from kinema.config.errors import KinemaError
 from kinema.models import attention
 from kinema.models.attention import Packing, attend, attend_packed
 from kinema.models.config import AttentionBackend
@@ -36,8 +37,10 @@ def test_backends_agree(backend: AttentionBackend) -> None:
 
 def test_backend_that_cannot_run_is_not_replaced() -> None:
     q = draw(2, 5, 3, 8)
-    with pytest.raises(RuntimeError, match="backend"):
+    with pytest.raises(KinemaError, match="'cudnn' cannot run on cpu in float32"):
         attend(q, q, q, backend="cudnn")
+    with pytest.raises(KinemaError, match="'flash3' cannot run on cpu"):
+        attend_packed(q, q[0], q[0], Packing.of([2, 3], CPU), backend="flash3")
 
 
 def test_batches_larger_than_a_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +110,7 @@ def test_one_kernel_gets_what_it_expects(monkeypatch: pytest.MonkeyPatch) -> Non
     lengths = [4, 1, 2]
     q, k, v = draw(3, 6, 2, 8), draw(7, 2, 8, seed=1), draw(7, 2, 8, seed=2)
     packing = Packing.of(lengths, CPU)
-    got = attention._attend_in_one(q, k, v, packing)
+    got = attention._attend_in_one(q, k, v, packing, "varlen")
     torch.testing.assert_close(got, attend_packed(q, k, v, packing, backend="auto"))
 
 

@@ -1,0 +1,39 @@
+"""`torch.compile` for the blocks of a finished model, put on it from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from kinema.parallel.recompute import TRANSFORMER_BLOCKS, modules_named
+
+
+def compile_blocks(
+    model: nn.Module,
+    patterns: Sequence[str] = TRANSFORMER_BLOCKS,
+    *,
+    backend: str | Callable[..., Any] = "inductor",
+) -> list[str]:
+    """Compile each block by itself, in place, when it first runs.
+
+    All blocks of a kind share what was compiled, so the wait does not grow with depth. A second
+    size of input compiles once more, for sizes of any kind. Names in the state dict do not
+    change. Recomputation (`apply_recompute`) comes before this.
+
+    Args:
+        model: changed in place.
+        patterns: modules by name; `*` stands for one part of a dotted name.
+        backend: of `torch.compile`.
+
+    Returns:
+        The names of the modules that will be compiled.
+
+    Raises:
+        KinemaError: no module has such a name.
+    """
+    blocks = modules_named(model, patterns, where="compile")
+    for block in blocks.values():
+        block.compile(backend=backend)
+    return list(blocks)

@@ -42,3 +42,16 @@ def test_tokens_are_those_of_the_transformer() -> None:
     assert tokens is not None
     assert tokens(WORLD) == 5 * 8 * 8
     assert tokens_per_clip(load_recipe("tiny/vae", TrainRecipe)) is None
+
+
+def test_every_kind_of_model_has_a_cost() -> None:
+    for name in ("tiny/smoke-1.0", "tiny/smoke-1.1", "tiny/smoke-dit"):
+        recipe = load_recipe(name, TrainRecipe, ["task.remember_latents=false"])
+        assert recipe.model is not None
+        assert recipe.text is not None
+        forward = recipe.model.forward_flops((17, 16, 16), recipe.text.max_tokens)
+        encode = recipe.vae.encode_flops(17, 64, 64)
+        assert bucket_cost(recipe)(WORLD) == pytest.approx(3 * forward + encode)
+        tokens = tokens_per_clip(recipe)
+        assert tokens is not None
+        assert tokens(WORLD) == 17 * 8 * 8

@@ -30,7 +30,7 @@ class Stored:
     extra: int = 0
     """Axes of length one that the file has behind the others (a linear layer as a convolution)."""
     either: bool = False
-    """Files with those axes as here exist as well, and are read."""
+    """Written with the axes that it has here; files with and without those are read."""
     copies: tuple[str, ...] = ()
     """Names under which the file holds the same once more."""
 
@@ -41,7 +41,7 @@ class Stored:
             assert whole[self.without] == 1, f"axis {self.without} of {whole} is not one"
             whole.pop(self.without)
         whole += [1] * self.extra
-        accepted = [whole, list(shape)] if self.either else [whole]
+        accepted = [list(shape), whole] if self.either else [whole]
         for part in accepted:
             if len(self.names) > 1:
                 assert part[0] % len(self.names) == 0

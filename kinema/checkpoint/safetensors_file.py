@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -126,11 +126,18 @@ class SafetensorsFile:
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    read: Callable[[str], Tensor] | None = None,
 ) -> FileRecord:
     """Write a new file, hashing on the way; equal tensors give an equal file.
 
     Tensors may be on any device; they pass through memory one at a time. Not atomic by itself.
+
+    Args:
+        read: gives the values of a tensor when its turn comes; those of `tensors` may then be on
+            the meta device.
     """
     # Wide elements first: with the header padded to 8 bytes, every tensor is aligned.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
@@ -149,7 +156,8 @@ def write_safetensors(
     digest = hashlib.sha256()
     size = 0
     with path.open("wb") as file, ThreadPoolExecutor(1) as hasher:
-        for block in _blocks(struct.pack("<Q", len(text)) + text, tensors, order):
+        values = read or tensors.__getitem__
+        for block in _blocks(struct.pack("<Q", len(text)) + text, values, order):
             hashing = hasher.submit(digest.update, block)  # both let go of the interpreter's lock
             file.write(block)
             size += len(block)
@@ -158,11 +166,11 @@ def write_safetensors(
 
 
 def _blocks(
-    header: bytes, tensors: Mapping[str, Tensor], order: list[str]
+    header: bytes, read: Callable[[str], Tensor], order: list[str]
 ) -> Iterator[bytes | memoryview]:
     yield header
     for name in order:
-        view = memoryview(_bytes(tensors[name].detach().cpu().contiguous()))
+        view = memoryview(_bytes(read(name).detach().cpu().contiguous()))
         for start in range(0, len(view), BLOCK):
             yield view[start : start + BLOCK]
 

@@ -200,11 +200,16 @@ def save_weights(
     *,
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    read: Callable[[str], Tensor] | None = None,
 ) -> dict[str, FileRecord]:
     """Write tensors as safetensors, whole or not at all: temporary name, fsync, rename.
 
     More than `max_shard_bytes` become `NAME-00001-of-00003.safetensors` and so on, with
     `NAME.safetensors.index.json` written last.
+
+    Args:
+        read: gives the values of a tensor when its turn comes; `state` may then be on the meta
+            device, and one tensor at a time is in memory.
 
     Returns:
         Size and hash of every file by its name.
@@ -216,7 +221,9 @@ def save_weights(
     if path.suffix != ".safetensors":
         raise WeightsError("weights are written as .safetensors", where=str(path))
     with full_disk_explained(path):
-        return write_weights(path, state, metadata=metadata, max_shard_bytes=max_shard_bytes)
+        return write_weights(
+            path, state, metadata=metadata, max_shard_bytes=max_shard_bytes, read=read
+        )
 
 
 def write_weights(
@@ -225,6 +232,7 @@ def write_weights(
     *,
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    read: Callable[[str], Tensor] | None = None,
 ) -> dict[str, FileRecord]:
     """`save_weights` for a caller that explains a full disk itself."""
     shards = _split(state, max_shard_bytes)
@@ -236,7 +244,7 @@ def write_weights(
             name = f"{path.stem}-{number:05d}-of-{len(shards):05d}.safetensors"
         with replacing(path.with_name(name)) as temporary:
             part = {n: state[n] for n in names}
-            records[name] = write_safetensors(temporary, part, metadata)
+            records[name] = write_safetensors(temporary, part, metadata, read)
         index.update(dict.fromkeys(names, name))
     if len(shards) > 1:
         total = sum(t.nbytes for t in state.values())

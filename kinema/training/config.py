@@ -243,13 +243,12 @@ class TrainRecipe:
         self._check_text(self.text)
 
     def _check_text(self, text: TextConfig) -> None:
-        given = [k for k in ("text_weights", "text_cache") if getattr(self, k) is not None]
         if isinstance(text, (T5TextConfig, CLIPTextConfig)):
             if self.preview is not None and self.text_weights is None:
                 raise ValueError(
                     f"preview needs the text encoder itself: text_weights, of type `{text.type}`"
                 )
-        elif "text_weights" in given:
+        elif self.text_weights is not None:
             raise ValueError(f"text type `{text.type}` has no weights: leave text_weights out")
-        elif "text_cache" in given and isinstance(text, ClassTextConfig):
-            raise ValueError("the number of a class needs no text_cache: leave it out")
+        if self.text_cache is not None and isinstance(text, (CLIPTextConfig, ClassTextConfig)):
+            raise ValueError(f"text type `{text.type}` needs no text_cache: leave it out")

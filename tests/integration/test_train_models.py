@@ -107,6 +107,18 @@ def test_frame_masks_take_part(manifests: dict[str, Path], tmp_path: Path) -> No
     assert first_loss() != first_loss("task.masks=!replace {}")
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_recomputed_activations_change_nothing(
+    name: str, manifests: dict[str, Path], tmp_path: Path
+) -> None:
+    losses = []
+    for recompute in ("false", "true"):
+        settings = ("max_steps=3", f"recompute={recompute}")
+        recipe = smoke(manifests[name], tmp_path, *settings, name=name)
+        losses.append([r["loss"] for r in read_log(train_anywhere(recipe, device="cpu").run)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "model",
     [

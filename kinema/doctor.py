@@ -114,36 +114,41 @@ def _accelerators() -> Iterator[Finding]:
 
 
 def _attention() -> Iterator[Finding]:
-    """Run each fused kernel once: what is compiled in is not always what works."""
+    """Which kernels run here, which one "auto" comes to, and why not the others."""
     if importlib.util.find_spec("torch") is None:
         return
     import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from kinema.models.attention_kernels import (
+        BACKENDS,
+        USUAL_HEAD_DIM,
+        is_hopper,
+        picked_by_auto,
+        why_not,
+    )
 
     on_gpu = torch.cuda.is_available()
-    device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
-    query = torch.zeros(1, 2, 16, 64, device=device, dtype=dtype)
-    kernels = {
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "cudnn": SDPBackend.CUDNN_ATTENTION,
-        "efficient": SDPBackend.EFFICIENT_ATTENTION,
-        "math": SDPBackend.MATH,
-    }
-    works = []
-    for name, backend in kernels.items():
-        try:
-            with sdpa_kernel(backend):
-                torch.nn.functional.scaled_dot_product_attention(query, query, query)
-        except RuntimeError:
-            continue
-        works.append(name)
-    fused = [name for name in works if name != "math"]
+    device = torch.device("cuda" if on_gpu else "cpu")
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    reasons = {name: why_not(name, device, dtype, USUAL_HEAD_DIM) for name in BACKENDS}
+    run = [name for name, reason in reasons.items() if reason is None and name != "auto"]
+    picked = picked_by_auto(device, dtype, USUAL_HEAD_DIM)
     yield Finding(
         "attention",
-        "ok" if fused else "note",
-        f"{', '.join(works)} on {device}",
-        "" if fused else "only the slow kernel works; update torch or the GPU driver",
+        "ok" if run != ["math"] else "note",
+        f"auto takes {picked} on {device} in {str(dtype).removeprefix('torch.')}; "
+        f"{', '.join(run)} run",
+        "" if run != ["math"] else "only the slow kernel runs; update torch or the GPU driver",
     )
+    for name, reason in reasons.items():
+        if reason is not None:
+            missed = name == "flash3" and on_gpu and is_hopper(device)
+            yield Finding(
+                f"attention {name}",
+                "note",
+                f"not here: {reason}",
+                "build it from the folder hopper of Dao-AILab/flash-attention" if missed else "",
+            )
 
 
 def _codecs() -> Iterator[Finding]:

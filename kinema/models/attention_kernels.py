@@ -101,6 +101,11 @@ def picked_by_auto(device: torch.device, dtype: torch.dtype, head_dim: int) -> s
     return next((name for name, sdpa in _SDPA_BACKENDS.items() if sdpa == picked), "math")
 
 
+def is_hopper(device: torch.device) -> bool:
+    """Whether a CUDA device is an H100, an H200 or another of their kind."""
+    return torch.cuda.get_device_capability(device)[0] == HOPPER
+
+
 @functools.cache
 def why_not(
     backend: AttentionBackend, device: torch.device, dtype: torch.dtype, head_dim: int
@@ -139,9 +144,9 @@ def _in_words(error: Exception, warned: list[str]) -> str:
 def _why_not_flash3(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     if device.type != "cuda":
         return "it needs a Hopper GPU"
-    capability = torch.cuda.get_device_capability(device)
-    if capability[0] != HOPPER:
-        return f"it needs a Hopper GPU (compute 9.0), this one has {capability[0]}.{capability[1]}"
+    if not is_hopper(device):
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"it needs a Hopper GPU (compute 9.0), this one has {major}.{minor}"
     if dtype not in HALF:
         return f"it takes float16 and bfloat16, not {_name(dtype)}"
     if head_dim % 8 or head_dim > MAX_HEAD_DIM:

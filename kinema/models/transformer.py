@@ -77,10 +77,10 @@ class Transformer(nn.Module, ABC):
             fp32 `[B, out_channels, T, H, W]`.
         """
 
+    @abstractmethod
     def prepare_text(self, text: Tensor, mask: Tensor | None) -> Any:
         """All that depends on the text alone (projection, keys and values of every block), worked
         out once for all steps; `predict` takes it in place of features."""
-        raise NotImplementedError
 
     @abstractmethod
     def null_text(self, n: int) -> Tensor:

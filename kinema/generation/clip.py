@@ -96,16 +96,21 @@ def slug(prompt: str) -> str:
     return words or "clip"
 
 
-def free_names(folder: Path, requests: Sequence[GenerateRequest]) -> list[Path]:
+def free_names(
+    folder: Path, requests: Sequence[GenerateRequest], stems: Sequence[str] | None = None
+) -> list[Path]:
     """A path for the clip of each request: `folder/a-red-kite-seed1.mp4`, with `-2` for the second
     sample of one prompt and seed, and `-again2`, `-again3` where an earlier run left files of that
     name or the same is asked for twice: nothing is overwritten.
+
+    Args:
+        stems: names without endings to take in place of those from the prompts.
     """
+    if stems is None:
+        stems = [default_stem(request) for request in requests]
     taken: set[str] = set()
     names = []
-    for request in requests:
-        sample = f"-{request.sample + 1}" if request.sample else ""
-        stem = f"{slug(request.prompt)}-seed{request.seed}{sample}"
+    for request, stem in zip(requests, stems, strict=True):
         suffix = ".mp4" if request.num_frames > 1 else ".png"
         name, again = stem, 1
         # A clip's sidecar has its name too, so that an image and a video cannot share one.
@@ -115,6 +120,12 @@ def free_names(folder: Path, requests: Sequence[GenerateRequest]) -> list[Path]:
         taken.add(name)
         names.append(folder / f"{name}{suffix}")
     return names
+
+
+def default_stem(request: GenerateRequest) -> str:
+    """`a-red-kite-seed1`, with `-2` for the second sample."""
+    sample = f"-{request.sample + 1}" if request.sample else ""
+    return f"{slug(request.prompt)}-seed{request.seed}{sample}"
 
 
 def free_name(folder: Path, request: GenerateRequest) -> Path:

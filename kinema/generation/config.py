@@ -8,7 +8,7 @@ from pydantic import Field
 
 from kinema.config.settings import settings
 from kinema.diffusion.config import ProcessConfig, process_mismatch
-from kinema.models.config import TextConfig, TransformerConfig, VAEConfig
+from kinema.models.config import TextConfig, TransformerConfig, VAEConfig, mismatch
 
 
 @settings
@@ -67,11 +67,17 @@ class PipelineConfig:
         return fps if self.frame_interval == 1 else max(1.0, fps // self.frame_interval)
 
     def __post_init__(self) -> None:
-        problem = process_mismatch(
-            self.diffusion, channels=self.model.in_channels, pred_sigma=self.model.pred_sigma
+        channels = self.model.in_channels
+        problem = mismatch(self.model, self.text.config) or process_mismatch(
+            self.diffusion, channels=channels, pred_sigma=self.model.pred_sigma
         )
         if problem:
             raise ValueError(problem)
+        if channels != self.vae.config.latent_channels:
+            raise ValueError(
+                f"model.in_channels is {channels}, but the autoencoder's latents have "
+                f"{self.vae.config.latent_channels} channels"
+            )
 
 
 @settings

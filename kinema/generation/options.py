@@ -34,7 +34,8 @@ class RequestOptions(Ways, total=False):
     cfg_scale: float | None
     negative_prompt: str | None
     refined_from: str | None
-    aes: float | None
+    aes: float | Literal["none"] | None
+    """`none`: no score, also where the checkpoint has one of its own."""
     flow: float | None
     camera_motion: str | None
     references: Sequence[str | os.PathLike[str]] | str | None
@@ -58,8 +59,8 @@ def make_request(prompt: str, config: PipelineConfig, options: RequestOptions) -
     values = _shape(given, config) | _sampling(given, config)
     line = split_json(prompt)
     values["prompt"] = line.text.strip()
-    if "aes" not in given and config.aes is not None:
-        given["aes"] = config.aes
+    aes = given.pop("aes", config.aes)
+    values["aes"] = None if aes == "none" else aes
     given["references"] = _paths(given.get("references", ()))
     if line.references is not None:
         given["references"] = line.references

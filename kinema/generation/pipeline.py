@@ -42,7 +42,7 @@ from kinema.generation.precision import (
 from kinema.generation.ranks import share
 from kinema.generation.residency import Residency, check_offload
 from kinema.generation.segments import Job, batches_of
-from kinema.models.config import AttentionBackend, Tiling
+from kinema.models.config import Tiling
 from kinema.parallel.world import World
 
 Batch = list[Job]
@@ -131,7 +131,7 @@ class Pipeline:
         offload: str = "none",
         tiling: bool = False,
         compile: bool = False,
-        attention: AttentionBackend | None = None,
+        attention: str | None = None,
     ) -> Self:
         """The pipeline of a checkpoint folder, of a run folder's newest checkpoint, or of a
         released model by its name (`kinema models` lists them).
@@ -392,8 +392,7 @@ class Pipeline:
             "batch_size": batch_size,
             "seconds": {name: round(value, 3) for name, value in job.seconds.items()},
         }
-        interval = self.config.frame_interval
-        fps = job.request.fps if interval == 1 else max(1.0, job.request.fps // interval)
+        fps = self.config.played_fps(job.request.fps)
         return Clip(job.video(), job.request, record, fps=fps, number=job.number)
 
     @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,9 @@ from kinema.generation.config import GenerateRequest
 from kinema.parallel.world import World
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(days=7)
+"""How long a process that is done waits for the others: shares may differ by whole videos."""
 
 
 class RankError(KinemaError):
@@ -28,13 +32,22 @@ def share(batches: Sequence[T], world: World) -> list[T]:
     return list(batches[world.rank :: world.size])
 
 
-def choose_names(folder: Path, requests: Sequence[GenerateRequest], world: World) -> list[Path]:
+def choose_names(
+    folder: Path,
+    requests: Sequence[GenerateRequest],
+    world: World,
+    *,
+    stems: Sequence[str] | None = None,
+) -> list[Path]:
     """A free path for each request's clip, the same list on every process.
 
     The first process looks at the folder once, before anything is written, so that processes
     never take each other's names.
+
+    Args:
+        stems: see `free_names`.
     """
-    names = free_names(folder, requests) if world.is_main else None
+    names = free_names(folder, requests, stems) if world.is_main else None
     chosen: list[Path] = world.broadcast(names)
     return chosen
 

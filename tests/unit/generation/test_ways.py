@@ -12,13 +12,14 @@ from kinema.generation.config import GenerateRequest, PipelineConfig, TextCompon
 from kinema.generation.references import plan_references
 from kinema.generation.ways import Conditions, WayError, Ways, check_ways, conditions
 from kinema.models.config import (
-    HashTextConfig,
+    ClassTextConfig,
     ImageVAEConfig,
     LatteConfig,
     PixArtConfig,
     STDiT2Config,
     STDiT3Config,
     STDiTConfig,
+    T5TextConfig,
     VideoVAEConfig,
 )
 from tests.unit.generation.test_references import config
@@ -121,10 +122,13 @@ def test_ways_that_contradict_are_refused(ways: dict[str, Any], message: str) ->
 
 
 def pipeline(model: Any, diffusion: Any = None) -> PipelineConfig:
+    text: Any = ClassTextConfig(num_classes=101)
+    if not isinstance(model, LatteConfig):
+        text = T5TextConfig(max_tokens=model.model_max_length)
     return PipelineConfig(
         model=model,
         vae=VAEComponent(config=ImageVAEConfig()),
-        text=TextComponent(config=HashTextConfig()),
+        text=TextComponent(config=text),
         diffusion=diffusion or IDDPMConfig(),
     )
 

@@ -199,8 +199,8 @@ class PixArt(CaptionTransformer):
         if self.config.size_conditions:
             assert hw is not None
             assert ar is not None
-            sizes = [_each(self.csize_embedder, hw), _each(self.ar_embedder, ar)]
-            t = t + torch.cat(sizes, dim=1).repeat(len(x) // len(hw), 1)
+            sizes = [(self.csize_embedder, hw), (self.ar_embedder, ar)]
+            t = t + torch.cat([_each(*size, len(x)) for size in sizes], dim=1)
         # fp32 again right after the network: sums of it are not to be rounded.
         t_mlp = self.t_block(t.to(dtype)).float()[:, None]  # [B, 1, 6C]
 
@@ -277,9 +277,10 @@ class PixArt(CaptionTransformer):
             )
 
 
-def _each(embedder: ScalarEmbedder, values: Tensor) -> Tensor:
+def _each(embedder: ScalarEmbedder, values: Tensor, batch: int) -> Tensor:
     """Every number of a row by itself, one vector behind the other: `[B, N]` to `[B, N * dim]`."""
-    return embedder(values.flatten()).view(len(values), -1)
+    vectors = embedder(values.flatten()).view(len(values), -1)
+    return vectors.repeat(batch // len(values), 1)
 
 
 @torch.no_grad()

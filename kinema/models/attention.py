@@ -8,6 +8,7 @@ parallel plan swaps these functions on the modules that hold them; their bodies 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -86,8 +87,8 @@ class Packing:
     groups: tuple[EqualRows, ...]
     """Rows that have keys, by length; none if all rows have equally many."""
     order: Tensor
-    """`[B]`: where each row's result stands among those of the groups' rows, followed by the rows
-    without keys."""
+    """Where each row's result stands among those of the groups' rows, followed by the rows without
+    keys: `[B]`; empty without groups."""
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> Packing:
@@ -97,21 +98,21 @@ class Packing:
         for row, length in enumerate(lengths):
             rows_by_length[length].append(row)
         empty = rows_by_length.pop(0, [])
-        groups, placed = [], []
+        groups: list[EqualRows] = []
+        order = torch.empty(0, dtype=torch.long)
         if len(rows_by_length) > 1 or empty:
+            indices = [torch.tensor([*itertools.chain(*rows_by_length.values()), *empty]).argsort()]
             for length, rows in rows_by_length.items():
                 keys = (starts[rows, None] + torch.arange(length)).flatten()
-                indices = _move(torch.tensor(rows), device), _move(keys, device)
-                groups.append(EqualRows(length, *indices))
-                placed += rows
-        order = torch.tensor([*placed, *empty], dtype=torch.long).argsort()
-        return cls(
-            tuple(lengths),
-            max(lengths),
-            _move(starts, device),
-            tuple(groups),
-            _move(order, device),
-        )
+                indices += [torch.tensor(rows), keys]
+            # All in one copy to the device.
+            moved = _move(torch.cat(indices), device).split([len(i) for i in indices])
+            order = moved[0]
+            groups = [
+                EqualRows(*parts)
+                for parts in zip(rows_by_length, moved[1::2], moved[2::2], strict=True)
+            ]
+        return cls(tuple(lengths), max(lengths), _move(starts, device), tuple(groups), order)
 
 
 def attend_packed(

@@ -255,7 +255,8 @@ def _offline_error(
     count = sum(len(names) for names in missing.values())
     lines = []
     for role, (wanted, source) in remote.items():
-        lines.append(f"  {wanted.what}: {source}: {', '.join(missing[role])}")
+        names = [f"{n} and its shards" if n.endswith(".index.json") else n for n in missing[role]]
+        lines.append(f"  {wanted.what}: {source}: {', '.join(names)}")
         lines.append(f"    or {wanted.flag} PATH")
         if source.elsewhere:
             lines.append(f"    also at {source.elsewhere}")

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from kinema.config.errors import KinemaError
 from kinema.models.config import DiTConfig, LatteConfig
@@ -70,7 +69,7 @@ class LabelEmbedder(nn.Module):
                 where="model.condition",
                 hint="use text type `classes`",
             )
-        if not (y.is_meta or isinstance(y, FakeTensor)):
+        if not y.is_meta:
             self._require_known(y)
         # The sum with the timestep feeds every block: fp32.
         return self.embedding_table(y).float()

@@ -1,9 +1,9 @@
-"""A start from which a small video autoencoder learns in minutes instead of hours.
+"""A start from which a small autoencoder learns in minutes instead of hours.
 
 With PyTorch's own initialisation, colour has to find its way through some thirty layers and four
 normalisations; for the first hundreds of steps a small autoencoder only learns how bright a clip
-is. Here it starts as nearly linear: latents are the mean colour of their block of pixels and
-frames, the decoder paints every block in its colour, and all that training has to add is detail.
+is. Here it starts as nearly linear: latents are the mean colour of their block of pixels (and
+frames), the decoder paints every block in its colour, and all that training has to add is detail.
 
 How: three channels carry red, green and blue through every layer that is not inside a residual
 branch (those end in zeros), three more carry the same with the sign reversed, and two hold a
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from kinema.config.errors import KinemaError
-from kinema.models.config import VideoVAEConfig
+from kinema.models.config import VAEConfig, VideoVAEConfig
+from kinema.models.image_vae import ImageVAE
 from kinema.models.vae import VideoVAE
 from kinema.models.vae_2d import Downsample, Upsample
 from kinema.models.vae_temporal import CausalConv3d
@@ -37,7 +38,7 @@ LOGVAR = -6.0
 """Log-variance of the posteriors at the start: nearly no noise."""
 
 
-def start_as_block_means(vae: VideoVAE) -> None:
+def start_as_block_means(vae: VideoVAE | ImageVAE) -> None:
     """Set all weights so that latents are mean colours and the decoder paints them back.
 
     Random weights are drawn from PyTorch's global generator.
@@ -46,25 +47,25 @@ def start_as_block_means(vae: VideoVAE) -> None:
         KinemaError: a configuration in which the carried channels do not fit into one group.
     """
     _check(vae.config)
-    spatial, temporal = vae.spatial_vae.module, vae.temporal_vae
-    strided = [c.conv for c in temporal.encoder.conv_blocks if isinstance(c, CausalConv3d)]
-    doubling = [c.conv for c in temporal.decoder.conv_blocks if isinstance(c, CausalConv3d)]
+    spatial = vae if isinstance(vae, ImageVAE) else vae.spatial_vae.module
     down = [m.conv for m in vae.modules() if isinstance(m, Downsample)]
     up = [m.conv for m in vae.modules() if isinstance(m, Upsample)]
-    first = [
-        spatial.encoder.conv_in,
-        temporal.encoder.conv_in.conv,
-        temporal.decoder.conv1.conv,
-        spatial.decoder.conv_in,
-    ]
-    last = [
-        spatial.encoder.conv_out,
-        temporal.encoder.conv2.conv,
-        temporal.decoder.conv_out.conv,
-        spatial.decoder.conv_out,
-    ]
-    moments = [spatial.quant_conv, temporal.quant_conv.conv]
-    latent = [*moments, spatial.post_quant_conv, temporal.post_quant_conv.conv]
+    first: list[nn.Module] = [spatial.encoder.conv_in, spatial.decoder.conv_in]
+    constant = list(first)
+    last: list[nn.Module] = [spatial.encoder.conv_out, spatial.decoder.conv_out]
+    moments: list[nn.Conv2d | nn.Conv3d] = [spatial.quant_conv]
+    latent: list[nn.Module] = [spatial.quant_conv, spatial.post_quant_conv]
+    doubling: list[nn.Module] = []
+    if isinstance(vae, VideoVAE):
+        temporal = vae.temporal_vae
+        strided = [c.conv for c in temporal.encoder.conv_blocks if isinstance(c, CausalConv3d)]
+        doubling = [c.conv for c in temporal.decoder.conv_blocks if isinstance(c, CausalConv3d)]
+        first += [temporal.encoder.conv_in.conv, temporal.decoder.conv1.conv]
+        # The temporal encoder's first layer has no bias: its constants enter at the last stride.
+        constant += [strided[-1], temporal.decoder.conv1.conv]
+        last += [temporal.encoder.conv2.conv, temporal.decoder.conv_out.conv]
+        moments += [temporal.quant_conv.conv]
+        latent += [temporal.quant_conv.conv, temporal.post_quant_conv.conv]
     with torch.no_grad():
         for name, module in vae.named_modules():
             if isinstance(module, nn.Linear):
@@ -87,8 +88,7 @@ def start_as_block_means(vae: VideoVAE) -> None:
                 _fill(
                     module, carry, taps=_taps(module, halves=module in down, softens=module in up)
                 )
-        # The temporal encoder's first layer has no bias: its constants enter at the last stride.
-        for conv in (first[0], strided[-1], first[2], first[3]):
+        for conv in constant:
             _bias(conv)[2 * COLOURS] = CONSTANT
             _bias(conv)[2 * COLOURS + 1] = -CONSTANT
         for conv in moments:
@@ -97,10 +97,16 @@ def start_as_block_means(vae: VideoVAE) -> None:
             _bias(conv)[half:] = LOGVAR
 
 
-def _check(config: VideoVAEConfig) -> None:
-    space, time = config.vae_2d, config.vae_temporal
+def _check(config: VAEConfig) -> None:
+    space = config.vae_2d
     widths = [c // space.norm_num_groups for c in space.block_out_channels]
-    widths += [time.filters * m // time.num_groups for m in time.channel_multipliers]
+    channels = [config.latent_channels, space.latent_channels]
+    if isinstance(config, VideoVAEConfig):
+        time = config.vae_temporal
+        widths += [time.filters * m // time.num_groups for m in time.channel_multipliers]
+        channels.append(time.latent_embed_dim)
+        if not any(time.temporal_downsample):
+            raise KinemaError("needs a step that halves the frames", where="vae.vae_temporal")
     if min(widths) < CARRIED:
         raise KinemaError(
             f"the narrowest norm has {min(widths)} channels in a group; starting as block means "
@@ -108,10 +114,8 @@ def _check(config: VideoVAEConfig) -> None:
             where="vae",
             hint="fewer groups (norm_num_groups, num_groups) or more channels",
         )
-    if min(config.latent_channels, space.latent_channels, time.latent_embed_dim) < COLOURS:
+    if min(channels) < COLOURS:
         raise KinemaError(f"needs at least {COLOURS} latent channels", where="vae")
-    if not any(time.temporal_downsample):
-        raise KinemaError("needs a step that halves the frames", where="vae.vae_temporal")
 
 
 def _in_branch(name: str) -> bool:

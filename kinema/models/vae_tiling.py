@@ -64,22 +64,43 @@ class BandedMap:
     `tensor()` computes all rows once, band by band, keeps them, and lets go of what they were made
     from. That happens where every row is needed at once or more than once: before a norm, before
     upsampling, before attention.
+
+    Args:
+        shape: of the whole map.
+        rows: computes rows of it.
+        band: how many at once.
+        sources: the maps that `rows` reads.
+        residual: the one of them of which row i is only read for row i. Adding is the last thing
+            that happens to it, so its memory may be taken for this map.
     """
 
-    def __init__(self, shape: Sequence[int], rows: Rows, band: int) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        rows: Rows | None,
+        band: int,
+        sources: Sequence[BandedMap] = (),
+        residual: BandedMap | None = None,
+    ) -> None:
         self.shape = torch.Size(shape)
-        self._rows: Rows | None = rows
-        self._tensor: Tensor | None = None
+        self._rows = rows
         self._band = band
+        self._sources = sources
+        self._residual = residual
+        self._tensor: Tensor | None = None
+        self._ours = False
+        """Whether the memory of `_tensor` was taken here, not given from outside."""
 
     @classmethod
     def of(cls, tensor: Tensor, band: int) -> BandedMap:
-        return cls(tensor.shape, lambda start, stop: tensor[..., start:stop, :], band)._keep(tensor)
+        whole = cls(tensor.shape, None, band)
+        whole._tensor = tensor
+        return whole
 
     def rows(self, start: int, stop: int) -> Tensor:
         if self._tensor is not None:
             return self._tensor[..., start:stop, :]
-        assert self._rows is not None
+        assert self._rows is not None, "this map was a residual, and its memory is reused"
         return self._rows(start, stop)
 
     def bands(self) -> list[tuple[int, int]]:
@@ -87,22 +108,37 @@ class BandedMap:
         return [(a, min(a + self._band, height)) for a in range(0, height, self._band)]
 
     def tensor(self) -> Tensor:
-        if self._tensor is None:
-            result: Tensor | None = None
-            for start, stop in self.bands():
-                part = self.rows(start, stop)
-                if result is None:
-                    result = part.new_empty(self.shape)
-                result[..., start:stop, :] = part
-            assert result is not None
-            self._keep(result)
-            return result
-        return self._tensor
+        if self._tensor is not None:
+            return self._tensor
+        result: Tensor | None = None
+        for start, stop in self.bands():
+            part = self.rows(start, stop)
+            if result is None:
+                result = self._memory(part)
+            result[..., start:stop, :] = part
+        assert result is not None
+        if self._residual is not None and self._residual._tensor is result:
+            self._residual._tensor = None
+        self._tensor, self._ours = result, True
+        self._rows, self._sources, self._residual = None, (), None
+        return result
 
-    def _keep(self, tensor: Tensor) -> BandedMap:
-        assert tensor.shape == self.shape
-        self._tensor, self._rows = tensor, None
-        return self
+    def _memory(self, first: Tensor) -> Tensor:
+        """For all rows: that of the residual if nothing else needs it, else new."""
+        given = self._residual
+        if (
+            given is not None
+            and given._tensor is not None
+            and given._ours
+            and given._tensor.dtype == first.dtype
+            and not torch.is_grad_enabled()
+            and not any(s is not given and s._reads(given._tensor) for s in self._sources)
+        ):
+            return given._tensor
+        return first.new_empty(self.shape)
+
+    def _reads(self, tensor: Tensor) -> bool:
+        return self._tensor is tensor or any(source._reads(tensor) for source in self._sources)
 
     @classmethod
     def __torch_function__(
@@ -119,7 +155,15 @@ class BandedMap:
 
     def __add__(self, other: BandedMap | Tensor) -> BandedMap:
         term = other if isinstance(other, BandedMap) else BandedMap.of(other, self._band)
-        return self._with(self.shape, lambda a, b: self.rows(a, b) + term.rows(a, b))
+        assert term.shape == self.shape
+        kept = [x for x in (self, term) if x._tensor is not None and x._ours]
+        return BandedMap(
+            self.shape,
+            lambda start, stop: self.rows(start, stop) + term.rows(start, stop),
+            self._band,
+            sources=(self, term),
+            residual=kept[0] if kept else None,
+        )
 
     def __getitem__(self, index: tuple[slice, ...]) -> BandedMap:
         assert len(index) < len(self.shape) - 1, "rows are cut by bands only"
@@ -140,13 +184,14 @@ class BandedMap:
         return self._each(lambda x: x.flatten(start, end))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> BandedMap:
-        """The same change of every band, which leaves its rows in their place."""
-        shape = change(torch.empty(self.shape, device="meta")).shape
+        """The same view of every band, which leaves its rows in their place."""
+        shape = change(torch.empty((), device="meta").expand(self.shape)).shape
         assert shape[-2] == self.shape[-2]
         return self._with(shape, lambda a, b: change(self.rows(a, b)))
 
     def _with(self, shape: Sequence[int], rows: Rows) -> BandedMap:
-        return BandedMap(shape, rows, self._band)
+        """Another map that is computed from rows of this one."""
+        return BandedMap(shape, rows, self._band, sources=(self,))
 
     def conv(
         self,
@@ -190,19 +235,19 @@ class BandedMap:
 
     def double(self) -> BandedMap:
         """Nearest neighbour to twice the height and width."""
-        x = BandedMap.of(self.tensor(), self._band)
+        self.tensor()
         *most, height, width = self.shape
 
         def rows(start: int, stop: int) -> Tensor:
             first = start // 2
-            part = F.interpolate(x.rows(first, (stop + 1) // 2), scale_factor=2.0)
+            part = F.interpolate(self.rows(first, (stop + 1) // 2), scale_factor=2.0)
             return part[..., start - 2 * first : stop - 2 * first, :]
 
         return self._with((*most, 2 * height, 2 * width), rows)
 
     def group_norm(self, groups: int, weight: Tensor, bias: Tensor, eps: float) -> BandedMap:
-        x = BandedMap.of(self.tensor(), self._band)
-        mean, variance = x._moments(groups)
+        self.tensor()
+        mean, variance = self._moments(groups)
         # In float32 whatever the weights are, as PyTorch's own kernel does it.
         factor = (variance + eps).rsqrt().repeat_interleave(self.shape[1] // groups, dim=1)
         mean = mean.repeat_interleave(self.shape[1] // groups, dim=1)
@@ -211,7 +256,7 @@ class BandedMap:
         scale, shift = (v.view(*v.shape, *[1] * (len(self.shape) - 2)) for v in (scale, shift))
 
         def rows(start: int, stop: int) -> Tensor:
-            part = x.rows(start, stop)
+            part = self.rows(start, stop)
             return torch.addcmul(shift, part, scale).to(part.dtype)
 
         return self._with(self.shape, rows)
@@ -260,7 +305,7 @@ def _pad(x: BandedMap, pad: Sequence[int], mode: str, value: float | None) -> Ba
 
 
 def _silu(x: BandedMap, inplace: bool) -> BandedMap:
-    return x._each(F.silu)
+    return x._with(x.shape, lambda start, stop: F.silu(x.rows(start, stop)))
 
 
 def _interpolate(x: BandedMap, *, scale_factor: float, mode: str, **others: Any) -> BandedMap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import logging
@@ -168,8 +169,16 @@ def _pickled(file: Path) -> Iterator[tuple[str, Tensor]]:
     yield from content.items()
 
 
-def require_transformers(kind: str) -> ModuleType:
-    """The `transformers` package.
+def return_freed_memory() -> None:
+    """Give memory that was freed back to the system; glibc keeps blocks below 32 MiB otherwise,
+    and a network's worth of them would stay. Elsewhere nothing happens."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def require_transformers(kind: str, *names: str) -> ModuleType:
+    """The `transformers` package, with these classes of it imported.
 
     Raises:
         KinemaError: it is not installed.
@@ -177,6 +186,9 @@ def require_transformers(kind: str) -> ModuleType:
     try:
         with quiet_imports():
             import transformers
+
+            for name in names:
+                getattr(transformers, name)
     except ImportError as error:
         raise KinemaError(
             f"the {kind} text encoder needs {error.name}, which is not installed",
@@ -189,7 +201,7 @@ def require_transformers(kind: str) -> ModuleType:
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """transformers imports torchao, which tells on stderr which CUDA extensions it cannot load."""
+    """transformers imports torchao, which says on stderr which CUDA extensions it cannot load."""
     loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

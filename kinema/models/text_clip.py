@@ -38,7 +38,7 @@ class CLIPTextEncoder(TextEncoder):
             KinemaError: missing packages or files, weights of another model or width.
         """
         self.config = config
-        self._transformers: Any = require_transformers("CLIP")
+        self._transformers: Any = require_transformers("CLIP", "CLIPTextModel")
         self._folder = PretrainedFolder.find(
             weights, "CLIP", tokenizers=TOKENIZERS, example=EXAMPLE
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,12 @@ from torch import Tensor, nn
 
 from kinema.config.errors import KinemaError
 from kinema.models.config_text import T5TextConfig
-from kinema.models.pretrained import PretrainedFolder, quiet_imports, require_transformers
+from kinema.models.pretrained import (
+    PretrainedFolder,
+    quiet_imports,
+    require_transformers,
+    return_freed_memory,
+)
 from kinema.models.text import TextEncoder, TextFeatures
 from kinema.models.text_cleaning import prepare_caption
 
@@ -44,7 +50,7 @@ class T5TextEncoder(TextEncoder):
             KinemaError: missing packages or files, weights of another model or width.
         """
         self.config = config
-        transformers = require_transformers("T5")
+        transformers = require_transformers("T5", "T5Config", "T5Tokenizer")
         self._folder = PretrainedFolder.find(weights, "T5", tokenizers=TOKENIZERS, example=EXAMPLE)
         self._check(self._folder.config)
         self._settings = transformers.T5Config.from_dict(self._folder.config)
@@ -122,6 +128,8 @@ class T5TextEncoder(TextEncoder):
     def free(self) -> None:
         """See `TextEncoder.free`."""
         self._network = None
+        gc.collect()  # transformers' modules know one another in circles
+        return_freed_memory()
 
     def _read(self, text: str) -> str:
         return prepare_caption(text, clean=self.config.clean_caption)
@@ -141,7 +149,7 @@ class T5TextEncoder(TextEncoder):
 
     def _empty(self) -> Any:
         """The network on the meta device."""
-        transformers = require_transformers("T5")
+        transformers = require_transformers("T5", "T5EncoderModel")
         with torch.device("meta"):
             return transformers.T5EncoderModel(self._settings)
 
@@ -186,6 +194,8 @@ class T5TextEncoder(TextEncoder):
             network.encoder.embed_tokens.weight = weight
         elif quantize is not None and isinstance(module, nn.Linear):
             quantize(module)
+            del weight, values
+            return_freed_memory()  # the weight in 16 bits, and torchao's copies of it
 
 
 def _dtype(config: T5TextConfig) -> torch.dtype:

@@ -42,6 +42,7 @@ from kinema.generation.precision import (
 from kinema.generation.ranks import share
 from kinema.generation.residency import Residency, check_offload
 from kinema.generation.segments import Job, batches_of
+from kinema.models.attention_kernels import check_backend
 from kinema.models.config import Tiling
 from kinema.parallel.world import World
 
@@ -96,7 +97,8 @@ class Pipeline:
             compile: compile the transformer's blocks (the first step takes minutes).
 
         Raises:
-            KinemaError: no such precision or way to off-load, or ways that exclude each other.
+            KinemaError: no such precision or way to off-load, ways that exclude each other, or an
+                attention kernel that cannot run here.
         """
         self.config = config
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -105,6 +107,9 @@ class Pipeline:
         self.vae_dtype = check_dtype(vae_dtype) if vae_dtype else vae_dtype_for(self.dtype)
         self.offload = check_offload(offload)
         self._tiling = Tiling() if tiling else None
+        if not given:
+            model = config.model
+            check_backend(model.attention, self.device, DTYPES[self.dtype], model.head_dim)
         self._residency = Residency(
             parts,
             device=self.device,

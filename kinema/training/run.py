@@ -18,14 +18,16 @@ from kinema.config.errors import ConfigError, KinemaError
 from kinema.config.recipe import load_recipe
 from kinema.data.manifest import Manifest
 from kinema.data.plan import render_plan
+from kinema.models.attention_kernels import check_backend
 from kinema.parallel.world import World, open_world
 from kinema.telemetry.run_log import RunLog, say
 from kinema.telemetry.spans import Spans
 from kinema.training.components import describe_model, pipeline_config, weights_seen_from
 from kinema.training.config import TextToVideoTask, TrainRecipe
 from kinema.training.ema import EMA
+from kinema.training.encode import LatentMemory
 from kinema.training.feed import Feed
-from kinema.training.loop import Trainer
+from kinema.training.loop import DTYPES, Trainer
 from kinema.training.optimizer import build_optimizer
 from kinema.training.parts import (
     Frozen,
@@ -130,12 +132,17 @@ def train(
         stop = stack.enter_context(stop_on_signals())
         previous = _previous(recipe, start, world)
         manifest = _read_manifest(recipe)
-        feed = stack.enter_context(Feed(recipe, manifest, world))
+        memory = _latent_memory(recipe)
+        known = frozenset() if memory is None else memory
+        feed = stack.enter_context(Feed(recipe, manifest, world, known=known))
 
         # Everything that can be wrong is read before the run folder is made.
         spans = Spans()
+        if recipe.model is not None:
+            dtype, head_dim = DTYPES[recipe.precision], recipe.model.head_dim
+            check_backend(recipe.model.attention, world.device, dtype, head_dim)
         model = build_model(recipe, world.device)
-        task, frozen = _task(recipe, manifest, spans, world)
+        task, frozen = _task(recipe, manifest, memory, spans, world)
         notes = []
         if start.ckpt_path:
             allowed = {"allow_new": start.allow_new, "allow_unexpected": start.allow_unexpected}
@@ -259,14 +266,24 @@ def _read_manifest(recipe: TrainRecipe) -> Manifest:
     return manifest
 
 
+def _latent_memory(recipe: TrainRecipe) -> LatentMemory | None:
+    task = recipe.task
+    remembers = isinstance(task, TextToVideoTask) and task.remember_latents
+    return LatentMemory() if remembers else None
+
+
 def _task(
-    recipe: TrainRecipe, manifest: Manifest, spans: Spans, world: World
+    recipe: TrainRecipe,
+    manifest: Manifest,
+    memory: LatentMemory | None,
+    spans: Spans,
+    world: World,
 ) -> tuple[Task, Frozen | None]:
     """The task, and the networks that it looks through."""
     if not isinstance(recipe.task, TextToVideoTask):
         return Reconstruction(recipe, spans), None
     frozen = load_frozen(recipe, manifest, world.device)
-    return TextToVideo(recipe, frozen.vae, frozen.text, spans), frozen
+    return TextToVideo(recipe, frozen.vae, frozen.text, memory, spans), frozen
 
 
 def _new_state(recipe: TrainRecipe, model: nn.Module, feed: Feed, world: World) -> TrainState:

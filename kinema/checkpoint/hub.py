@@ -24,6 +24,8 @@ NAME = re.compile(
     r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?P<file>(?:/[\w.-]+)+)?(?:@(?P<revision>[\w./-]+))?"
 )
 """`owner/repository`, `owner/repository/folder/file`, each with `@revision`."""
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".json")
+"""What no repository's name ends with."""
 PREFERRED = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -105,7 +107,8 @@ def _local(wanted: Wanted) -> Path | None:
             # A copy of the whole repository, whose weights lie in a folder of it.
             return (inner.parent if wanted.folder else inner) if inner.exists() else path
         return path
-    if isinstance(wanted.given, Path) or NAME.fullmatch(wanted.given) is None:
+    named = None if isinstance(wanted.given, Path) else NAME.fullmatch(wanted.given)
+    if named is None or (named["file"] is None and Path(named["repo"]).suffix in SUFFIXES):
         raise HubError(
             f"no such file or folder ({wanted.what})",
             where=str(wanted.given),
@@ -291,8 +294,9 @@ def _explained(source: HubFiles, wanted: Wanted) -> Iterator[None]:
             hint=f"accept them on the page of {source.repo}, then `hf auth login` or set HF_TOKEN",
         ) from None
     except errors.RepositoryNotFoundError as error:
+        path = "" if wanted.given is None else "no such path here, and "
         raise HubError(
-            "there is no such repository on the hub, or it is private "
+            f"{path}no such repository on the hub, or it is private "
             f"({_status(error)}; {wanted.what})",
             where=str(source),
             hint=f"check the name; for a private one `hf auth login`{by_hand}{elsewhere}",

@@ -199,9 +199,8 @@ def same_network(one: Any, other: Any, told: Collection[str] = ()) -> bool:
         "spatial_scaling", "scaling_factor", "micro_batch_size", "micro_frame_size", "shift",
         "scale", "tiling",
     }  # fmt: skip
-    return all(
-        getattr(one, f.name) == getattr(other, f.name) for f in fields(one) if f.name not in untold
-    )
+    compared = (f.name for f in fields(one) if f.name not in untold - set(told))
+    return all(getattr(one, name) == getattr(other, name) for name in compared)
 
 
 def _depth(shapes: Shapes, blocks: str) -> int:

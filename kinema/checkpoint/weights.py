@@ -149,11 +149,33 @@ def fill(
 
     Arguments and errors as for `load_weights`.
     """
+    report = check_fit(
+        module, tensors, layout, allow_new=allow_new, allow_unexpected=allow_unexpected
+    )
     slots = _slots(module)
-    fit = match(
-        tensors.shapes, layout, {n: s.shape for n, s in slots.items()}, tensors.dtypes,
-        {n: s.dtype for n, s in slots.items()},
-    )  # fmt: skip
+    _require_memory(module, report.new, slots)
+    left = set(leave)
+    for name in (n for n in report.loaded if n not in left):
+        slots[name].fill(layout.stored[name].read(tensors.read, slots[name].shape), device)
+    return report
+
+
+def check_fit(
+    module: nn.Module,
+    tensors: TensorSource,
+    layout: Layout,
+    *,
+    allow_new: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+) -> LoadReport:
+    """What `fill` would do, without reading a tensor; the module may be on the meta device.
+
+    Arguments and errors as for `load_weights`.
+    """
+    state = module.state_dict()
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    dtypes = {name: tensor.dtype for name, tensor in state.items()}
+    fit = match(tensors.shapes, layout, shapes, tensors.dtypes, dtypes)
     problems = [
         _problem("missing from the file", _undeclared(fit.missing, allow_new)),
         _problem("unknown to the model", _undeclared(fit.unexpected, allow_unexpected)),
@@ -168,17 +190,13 @@ def fill(
             where=str(tensors.path),
             hint=f"the file looks like {looks_like}" if looks_like else None,
         )
-    _require_memory(module, fit.missing, slots)
-    left = set(leave)
-    for name in (n for n in fit.loaded if n not in left):
-        slots[name].fill(layout.stored[name].read(tensors.read, slots[name].shape), device)
     return LoadReport(
         source=str(tensors.path),
         loaded=fit.loaded,
         new=fit.missing,
         unexpected=fit.unexpected,
-        loaded_parameters=sum(slots[n].shape.numel() for n in fit.loaded),
-        new_parameters=sum(slots[n].shape.numel() for n in fit.missing),
+        loaded_parameters=sum(shapes[n].numel() for n in fit.loaded),
+        new_parameters=sum(shapes[n].numel() for n in fit.missing),
         unexpected_parameters=fit.unexpected_numbers,
     )
 

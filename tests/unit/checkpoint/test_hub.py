@@ -55,6 +55,8 @@ def hub(tmp_path: Path, monkeypatch: Any) -> Iterator[Hub]:
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
+    # Read from the environment when it was imported, which another test may have done.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with hub.serving():
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         yield hub
@@ -133,8 +135,9 @@ def test_local_paths_come_first(hub: Hub, tmp_path: Path) -> None:
     assert hub.requests == []
     with pytest.raises(HubError, match="no such file or folder"):
         resolve(roles(model=tmp_path / "gone.pth"), offline=True)
-    with pytest.raises(HubError, match=r"no such file(.|\n)*--vae takes a path, or a name"):
-        resolve(roles(vae="./gone.pth"))
+    for gone in ("./gone.pth", "weights/gone.pth"):
+        with pytest.raises(HubError, match=r"no such file(.|\n)*--vae takes a path, or a name"):
+            resolve(roles(vae=gone))
 
 
 def test_names_of_the_hub(hub: Hub) -> None:
@@ -156,7 +159,7 @@ def test_names_of_the_hub(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("makers/modle", "no such repository"),
+        ("makers/modle", "no such path here, and no such repository"),
         ("makers/model/modle.safetensors", r"no such file(.|\n)*did you mean model\.safetensors"),
         ("makers/model@v9", "no revision 'v9'"),
         ("makers/gated", r"accept its terms(.|\n)*accept them on the page of makers/gated"),

@@ -23,6 +23,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from kinema.checkpoint.layout import PREFIXES, Layout, Stored
 from kinema.checkpoint.released_names import PATCHES, TABLES
 from kinema.checkpoint.source import TensorSource
-from kinema.checkpoint.weights import fill
+from kinema.checkpoint.weights import LoadReport, check_fit, fill
 from kinema.models.config import PixArtConfig, STDiT2Config, STDiT3Config, STDiTConfig
 
 NULL_TEXT = "y_embedder.y_embedding"
@@ -88,13 +89,21 @@ class StartReport:
     remarks: tuple[str, ...] = ()
     """What a person should know of how this start was made."""
 
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """The four lists by what became of their tensors."""
+        return {
+            "loaded": self.loaded,
+            "reshaped": self.reshaped,
+            "new": self.new,
+            "left": self.left,
+        }
+
     def __str__(self) -> str:
-        counts = [self._count(what) for what in ("loaded", "reshaped", "new", "left")]
+        counts = [self._count(what, names) for what, names in self.names().items()]
         start = f"{self.source}: started from PixArt: {', '.join(counts)}"
         return "; ".join([start, *self.remarks])
 
-    def _count(self, what: str) -> str:
-        names: tuple[str, ...] = getattr(self, what)
+    def _count(self, what: str, names: tuple[str, ...]) -> str:
         if not names:
             return f"{what} 0"
         # Which parts of a network they belong to; of the loaded ones that would be all.
@@ -119,8 +128,8 @@ def is_pixart(shapes: Mapping[str, torch.Size]) -> bool:
     """Whether these tensors of a file are an image model of PixArt's, whatever its name."""
     names = {n.removeprefix(_prefix(shapes)) for n in shapes}
     required = ("blocks.0.cross_attn.q_linear.weight", "t_block.1.weight", NULL_TEXT, PATCHES)
-    known = re.compile("|".join([ALWAYS.pattern, *SOMETIMES, *TABLES]))
-    return all(n in names for n in required) and all(known.fullmatch(n) for n in names)
+    # STDiT and STDiT2 have all that as well, and attention along time.
+    return all(n in names for n in required) and not any(".attn_temp." in n for n in names)
 
 
 def takes_pixart(module: nn.Module) -> bool:
@@ -171,6 +180,28 @@ def start_from_pixart(
         WeightsError: a tensor that every PixArt has is missing, one that none has is there, or a
             shape does not fit (another size of model).
     """
+    return _start(partial(fill, device=device), module, path, allow_new, allow_unexpected)
+
+
+def preview_start(module: nn.Module, path: str | Path) -> StartReport:
+    """What `start_from_pixart` would do, without reading a tensor.
+
+    Args:
+        module: may be on the meta device.
+
+    Raises:
+        WeightsError: as `start_from_pixart`.
+    """
+    return _start(check_fit, module, path, (), ())
+
+
+def _start(
+    act: Callable[..., LoadReport],
+    module: nn.Module,
+    path: str | Path,
+    allow_new: Sequence[str],
+    allow_unexpected: Sequence[str],
+) -> StartReport:
     assert takes_pixart(module)
     ours = {n: t.shape for n, t in module.state_dict().items()}
     video = not isinstance(module.config, PixArtConfig)
@@ -178,14 +209,13 @@ def start_from_pixart(
         given = tensors.shapes
         layout = start_layout(ours, given)
         sometimes = [re.escape(_prefix(given)) + n for n in SOMETIMES] if video else []
-        report = fill(
+        report = act(
             module,
             tensors,
             layout,
             # An image model either has what is in the file, or it is another one.
             allow_new=[*map(re.escape, fresh(ours) if video else ()), *allow_new],
             allow_unexpected=[*layout.computed, *sometimes, *allow_unexpected],
-            device=device,
         )
     reshaped = reshaped_names(ours, given, layout, report.loaded)
     rest = tuple(n for n in report.loaded if n not in reshaped)

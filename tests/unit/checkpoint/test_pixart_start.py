@@ -16,6 +16,7 @@ from kinema.checkpoint.pixart_start import (
     StartReport,
     can_start,
     is_pixart,
+    preview_start,
     start_from_pixart,
     takes_pixart,
 )
@@ -254,6 +255,23 @@ def test_a_file_that_lacks_a_tensor(image_model: Transformer) -> None:
     del state["blocks.1.mlp.fc1.bias"]
     with pytest.raises(WeightsError, match=r"1 tensors missing .*spatial_blocks.1.mlp.fc1.bias"):
         start(build(STDIT3), state)
+
+
+def test_a_file_with_a_foreign_tensor(image_model: Transformer, tmp_path: Path) -> None:
+    path = write(tmp_path / "w.pth", authors_state(image_model) | {"lora.a": torch.zeros(3)})
+    assert can_start(build(STDIT3), path)
+    with pytest.raises(WeightsError, match=r"1 tensors unknown to the model \(lora.a\)"):
+        start_from_pixart(build(STDIT3), path)
+    report = start_from_pixart(build(STDIT3), path, allow_unexpected=["lora.a"])
+    assert report.left == ("pos_embed", "lora.a")
+
+
+def test_preview_says_the_same_and_reads_nothing(file: Path) -> None:
+    with torch.device("meta"):
+        nothing = build_transformer(STDIT3)
+    report = preview_start(nothing, file)
+    assert all(t.is_meta for t in nothing.state_dict().values())
+    assert report == start_from_pixart(build(STDIT3), file)
 
 
 # Telling PixArt from others

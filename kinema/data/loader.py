@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -38,6 +38,23 @@ NAMED = 5
 """Bad files that the last message names."""
 
 
+class ClipKey(NamedTuple):
+    """Which pixels a row of a micro-batch has: the same key is the same video."""
+
+    row: int
+    start: int
+    """First frame of the window."""
+    frames: int
+    height: int
+    width: int
+
+
+class KnownClips(Protocol):
+    """Clips whose pixels are not needed any more."""
+
+    def __contains__(self, key: ClipKey, /) -> bool: ...
+
+
 class Clips(Protocol):
     """What is read of a manifest."""
 
@@ -63,13 +80,18 @@ class Batch:
     """What one rank trains on at once. Rows that could not be read are left out."""
 
     video: Tensor
-    """float32 `[B, 3, T, H, W]` in [-1, 1]; B may be 0."""
+    """float32 `[B, 3, T, H, W]` in [-1, 1]; B may be 0. Of the decoded rows alone, where some are
+    known."""
     text: list[str]
     """`[B]`."""
     fps: Tensor
     """float32 `[B]`: frames per second as sampled, after `frame_interval`; 120 for images."""
     rows: NDArray[np.int64]
     """`[B]` rows of the manifest."""
+    keys: tuple[ClipKey, ...]
+    """`[B]`."""
+    decoded: tuple[bool, ...]
+    """`[B]`, False: the loader was told that this clip is known."""
     bucket: Bucket
     weight: float
     """What its loss counts for, see `MicroBatch.weight`."""
@@ -102,11 +124,13 @@ class _Ahead:
     """A micro-batch that is being decoded."""
 
     micro: MicroBatch
-    clips: list[Future[NDArray[np.float32]]]
+    clips: list[tuple[ClipKey, Future[NDArray[np.float32]] | None]]
+    """None: a known clip."""
 
     @property
     def nbytes(self) -> int:
-        return len(self.micro.rows) * _clip_bytes(self.micro.bucket)
+        decoded = sum(clip is not None for _, clip in self.clips)
+        return decoded * _clip_bytes(self.micro.bucket)
 
 
 class Loader:
@@ -116,18 +140,26 @@ class Loader:
     """
 
     def __init__(
-        self, manifest: Clips, config: DataConfig, order: SampleOrder, *, rank: int = 0
+        self,
+        manifest: Clips,
+        config: DataConfig,
+        order: SampleOrder,
+        *,
+        rank: int = 0,
+        known: KnownClips = frozenset(),
     ) -> None:
         """Args:
         manifest: the clips.
         config: how they are read.
         order: which clips, and when; its seed also draws where crops start.
         rank: whose micro-batches.
+        known: clips not to decode; asked ahead of need, and a clip once known stays so.
         """
         self._manifest = manifest
         self._config = config
         self._order = order
         self._rank = rank
+        self._known = known
         self._asked = 0
         self._bad: list[SkippedRow] = []
         self._total_frames = manifest.column("num_frames")
@@ -157,8 +189,9 @@ class Loader:
                 yield self._finish(ahead.popleft())
         finally:
             for batch in ahead:
-                for clip in batch.clips:
-                    clip.cancel()
+                for _, clip in batch.clips:
+                    if clip is not None:
+                        clip.cancel()
 
     @property
     def skipped(self) -> list[SkippedRow]:
@@ -189,13 +222,20 @@ class Loader:
     def _start(self, micro: MicroBatch, epoch: int) -> _Ahead:
         return _Ahead(micro, [self._decode(int(row), micro.bucket, epoch) for row in micro.rows])
 
-    def _decode(self, row: int, bucket: Bucket, epoch: int) -> Future[NDArray[np.float32]]:
+    def _decode(
+        self, row: int, bucket: Bucket, epoch: int
+    ) -> tuple[ClipKey, Future[NDArray[np.float32]] | None]:
         path = self._manifest.absolute_path(row)
         size, transform = (bucket.height, bucket.width), self._config.transform
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            return self._pool.submit(load_image, path, size, transform)
-        indices = self._crop(row, bucket.frames, epoch)
-        return self._pool.submit(load_clip, path, indices, size, transform)
+        image = path.suffix.lower() in IMAGE_SUFFIXES
+        indices = [0] if image else self._crop(row, bucket.frames, epoch)
+        # Where a window starts says where it goes on, and crops of a frame are not drawn.
+        key = ClipKey(row, indices[0], bucket.frames, *size)
+        if key in self._known:
+            return key, None
+        if image:
+            return key, self._pool.submit(load_image, path, size, transform)
+        return key, self._pool.submit(load_clip, path, indices, size, transform)
 
     def _crop(self, row: int, num_frames: int, epoch: int) -> list[int]:
         """Frames of this row in this epoch; the start depends on (seed, epoch, row) alone."""
@@ -208,23 +248,29 @@ class Loader:
         """Wait for the clips; those that failed are left out and counted."""
         micro, bucket = ahead.micro, ahead.micro.bucket
         shape = (3, bucket.frames, bucket.height, bucket.width)
-        video = torch.empty(len(micro.rows), *shape)
-        rows: list[int] = []
+        video = torch.empty(sum(clip is not None for _, clip in ahead.clips), *shape)
+        keys: list[ClipKey] = []
+        decoded: list[bool] = []
         skipped: list[SkippedRow] = []
-        for row, clip in zip(micro.rows.tolist(), ahead.clips, strict=True):
+        for key, clip in ahead.clips:
             try:
-                video[len(rows)] = torch.from_numpy(clip.result())
-                rows.append(row)
+                if clip is not None:
+                    video[sum(decoded)] = torch.from_numpy(clip.result())
+                keys.append(key)
+                decoded.append(clip is not None)
             except MediaError as error:
-                name = self._manifest.path(row)
-                skipped.append(SkippedRow(row, name, error.reason, error.what))
+                name = self._manifest.path(key.row)
+                skipped.append(SkippedRow(key.row, name, error.reason, error.what))
         ahead.clips.clear()  # their pixels are copied
+        rows = [key.row for key in keys]
         self._count(len(micro.rows), skipped)
         return Batch(
-            video=video[: len(rows)],
+            video=video[: sum(decoded)],
             text=[self._manifest.text(row) for row in rows],
             fps=torch.tensor([self._sampled_fps(row) for row in rows], dtype=torch.float32),
             rows=np.array(rows, dtype=np.int64),
+            keys=tuple(keys),
+            decoded=tuple(decoded),
             bucket=bucket,
             weight=micro.weight,
             skipped=skipped,

@@ -197,7 +197,9 @@ def _opensora_1_1(
             model=STDiT2Config(),
             vae=_STDIT_VAE,
             text=_t5(200),
-            diffusion=IDDPMConfig(num_sampling_steps=100, cfg_scale=7.0, cfg_channel=3),
+            diffusion=IDDPMConfig(
+                num_sampling_steps=100, cfg_scale=7.0, cfg_channel=3, tables="float32"
+            ),
             buckets=_buckets(("240p", 16), trained),
             fps=24.0,
             frame_interval=3,

@@ -94,9 +94,9 @@ class TextToVideoTask:
     masks: FrameMaskConfig = FrameMaskConfig()
     """How often which frames stay clean; dropout of captions is `model.class_dropout_prob`."""
     remember_latents: bool = False
-    """Encode each crop of a clip once and keep its latents (the posterior's mean) in memory. For
-    data of some hundred short clips; otherwise each step encodes anew and draws from the
-    posterior."""
+    """Decode and encode each crop of a clip once and keep its latents (the posterior's mean) in
+    memory. For data of some hundred short clips; otherwise each step encodes anew and draws from
+    the posterior."""
 
 
 @settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from kinema.config.errors import KinemaError
 from kinema.config.settings import to_dict
+from kinema.data.loader import Batch, ClipKey
 from kinema.data.manifest import Manifest
 from kinema.data.text_cache import TextCache, caption_hashes, manifest_hashes
 from kinema.data.text_cache_writer import TextCacheWriter
@@ -68,29 +68,34 @@ def encode_latents(vae: Autoencoder, video: Tensor, generator: torch.Generator) 
 
 
 class LatentMemory:
-    """Latents of videos seen before, for data so small that they fit in memory.
+    """Latents of clips seen before, for data so small that they fit in memory.
 
-    Encoding then costs one pass over the data instead of one per epoch. It holds the posteriors'
-    means; every video is encoded by itself, so that what is remembered depends on nothing else
-    and a resumed run, which begins with an empty memory, goes on bit for bit.
+    Decoding and encoding then cost one pass over the data instead of one per epoch: the loader
+    asks which clips are known and decodes the others. It holds the posteriors' means; every clip
+    is encoded by itself, so that what is remembered depends on nothing else and a resumed run,
+    which begins with an empty memory, goes on bit for bit.
     """
 
-    def __init__(self, vae: Autoencoder) -> None:
-        self._vae = vae
-        self._known: dict[bytes, Tensor] = {}
+    def __init__(self) -> None:
+        self._latents: dict[ClipKey, Tensor] = {}
+
+    def __contains__(self, key: ClipKey) -> bool:
+        return key in self._latents
 
     @torch.no_grad()
-    def encode(self, video: Tensor) -> Tensor:
-        """Normalised latents, float32 `[B, C, t, h, w]`, of videos `[B, 3, T, H, W]` in [-1, 1]."""
-        return torch.stack([self._one(clip) for clip in video])
+    def latents(self, vae: Autoencoder, batch: Batch) -> Tensor:
+        """Normalised latents of a micro-batch, float32 `[B, C, t, h, w]`.
 
-    def _one(self, clip: Tensor) -> Tensor:
-        # By content, not by row: a row has as many latents as it has crops.
-        pixels = clip.cpu().contiguous().numpy()
-        key = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest() + str(clip.shape).encode()
-        if key not in self._known:
-            self._known[key] = self._vae.encode(clip[None])[0].float()
-        return self._known[key]
+        Args:
+            batch: with the pixels of all clips that are not known, on the device of `vae`.
+        """
+        pixels = iter(batch.video)
+        for key, decoded in zip(batch.keys, batch.decoded, strict=True):
+            clip = next(pixels) if decoded else None
+            if key not in self._latents:  # a known clip may have been decoded ahead of that
+                assert clip is not None
+                self._latents[key] = vae.encode(clip[None])[0].float()
+        return torch.stack([self._latents[key] for key in batch.keys])
 
 
 class CachedTextEncoder(TextEncoder):

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from kinema.data.buckets import Bucket, BucketTable
-from kinema.data.loader import Batch, Loader
+from kinema.data.loader import Batch, KnownClips, Loader
 from kinema.data.manifest import Manifest
 from kinema.data.order import SampleOrder
 from kinema.data.plan import Plan, make_plan
@@ -28,12 +28,24 @@ MEASURED_MICRO_BATCHES = 16
 
 
 class Feed:
-    """Manifest, order and loader of one rank."""
+    """Manifest, order and loader of one rank.
 
-    def __init__(self, recipe: TrainRecipe, manifest: Manifest, world: World) -> None:
+    Args:
+        known: clips that need not be decoded.
+    """
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        manifest: Manifest,
+        world: World,
+        *,
+        known: KnownClips = frozenset(),
+    ) -> None:
         self._recipe = recipe
         self._manifest = manifest
         self._world = world
+        self._known = known
         self._table = BucketTable.from_config(recipe.data)
         self.order = self._order(world.size, recipe.accumulation)
         self._loader: Loader | None = None
@@ -52,7 +64,11 @@ class Feed:
         """Number of steps of an epoch, and this rank's micro-batches from step `start` on."""
         if self._loader is None:
             self._loader = Loader(
-                self._manifest, self._recipe.data, self.order, rank=self._world.rank
+                self._manifest,
+                self._recipe.data,
+                self.order,
+                rank=self._world.rank,
+                known=self._known,
             )
         return self.order.epoch(number).num_steps, self._loader.epoch(number, start)
 

@@ -16,6 +16,7 @@ from kinema.checkpoint.folder import checkpoint_folders
 from kinema.checkpoint.run import Checkpoint, clean_leftovers, new_run_folder
 from kinema.config.errors import ConfigError, KinemaError
 from kinema.config.recipe import load_recipe
+from kinema.data.loader import KnownClips
 from kinema.data.manifest import Manifest
 from kinema.data.plan import render_plan
 from kinema.models.attention_kernels import check_backend
@@ -133,7 +134,7 @@ def train(
         previous = _previous(recipe, start, world)
         manifest = _read_manifest(recipe)
         memory = _latent_memory(recipe)
-        known = frozenset() if memory is None else memory
+        known: KnownClips = frozenset() if memory is None else memory
         feed = stack.enter_context(Feed(recipe, manifest, world, known=known))
 
         # Everything that can be wrong is read before the run folder is made.

@@ -58,6 +58,7 @@ class TextToVideo:
 
     Args:
         vae: frozen, on the device.
+        memory: of latents; None encodes each step anew.
         spans: takes the time of encoding.
     """
 
@@ -66,6 +67,7 @@ class TextToVideo:
         recipe: TrainRecipe,
         vae: Autoencoder,
         text: TextSource,
+        memory: LatentMemory | None,
         spans: Spans,
     ) -> None:
         assert recipe.task.type == "text-to-video"
@@ -79,19 +81,19 @@ class TextToVideo:
         self.parts: tuple[str, ...] = terms if len(terms) > 1 else ()
         self._drop_probability = recipe.model.class_dropout_prob
         self._vae = vae
-        self._memory = LatentMemory(vae) if recipe.task.remember_latents else None
+        self._memory = memory
         self._text = text
         self._spans = spans
 
     def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> LossReport:
         assert isinstance(model, Transformer)
-        device = batch.video.device
-        count, _, frames, height, width = batch.video.shape
+        device, count = batch.video.device, len(batch.rows)
+        frames, height, width = batch.num_frames, batch.height, batch.width
         with self._spans("text"):
             y, text_mask = self._text.features(batch.text, batch.rows, device)
         with self._spans("vae"):
             if self._memory is not None:
-                x0 = self._memory.encode(batch.video)
+                x0 = self._memory.latents(self._vae, batch)
             else:
                 x0 = encode_latents(self._vae, batch.video, draws.generator("posterior"))
 

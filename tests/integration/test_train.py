@@ -22,6 +22,7 @@ from kinema.generation.pipeline import Pipeline
 from kinema.telemetry.run_log import read_log
 from kinema.training.config import TrainRecipe
 from kinema.training.draws import Draws
+from kinema.training.encode import LatentMemory
 from kinema.training.nonfinite import NonFiniteError
 from kinema.training.run import Result, Start, read_recipe
 from kinema.training.run import train as train_anywhere
@@ -76,6 +77,29 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert_same(whole.run, rest.run)
     assert losses(whole.run) == losses(rest.run)
     assert [step for step, _ in losses(whole.run)] == [1, 2, 4, 6]
+
+
+def test_clips_whose_latents_are_kept_are_not_decoded_and_nothing_else_changes(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    honest = TextToVideo.loss
+
+    def loss(self: TextToVideo, model: nn.Module, batch: Batch, draws: Draws) -> LossReport:
+        decoded.append(len(batch.video))
+        assert sum(batch.decoded) == len(batch.video)
+        return honest(self, model, batch, draws)
+
+    monkeypatch.setattr(TextToVideo, "loss", loss)
+    settings = ("max_steps=24", "epochs=4")
+    remembering = train(smoke(manifest, tmp_path, *settings))
+    assert sum(decoded) < 0.8 * 24 * 4
+    decoded.clear()
+    monkeypatch.setattr(LatentMemory, "__contains__", lambda self, key: False)
+    forgetful = train(smoke(manifest, tmp_path, *settings))
+    assert sum(decoded) == 24 * 4
+    assert_same(remembering.run, forgetful.run)
+    assert losses(remembering.run) == losses(forgetful.run)
 
 
 def test_an_autoencoder_resumes_and_its_latents_are_normalised(

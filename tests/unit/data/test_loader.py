@@ -15,7 +15,7 @@ from kinema.config.errors import KinemaError
 from kinema.data import loader as loader_module
 from kinema.data.buckets import BucketTable
 from kinema.data.config import DataConfig
-from kinema.data.loader import IMAGE_FPS, Batch, Loader
+from kinema.data.loader import IMAGE_FPS, Batch, ClipKey, Loader
 from kinema.data.manifest import Manifest
 from kinema.data.order import SampleOrder
 from kinema.media.image import read_image
@@ -116,6 +116,32 @@ def test_pixels_are_those_of_the_file(clips: Manifest, whole: list[Batch]) -> No
                 s for s in range(9) if np.array_equal(everything[:, s : s + FRAMES], video.numpy())
             ]
             assert len(starts) == 1, "four consecutive frames"
+
+
+def test_known_clips_are_not_decoded_and_everything_else_stays(
+    clips: Manifest, whole: list[Batch]
+) -> None:
+    known = {key for batch in whole for key in batch.keys if key.row % 3}
+    found = batches(clips, config(), known=known)
+    assert len(found) == len(whole)
+    for batch, full in zip(found, whole, strict=True):
+        assert (batch.keys, batch.text, batch.skipped) == (full.keys, full.text, [])
+        assert batch.rows.tolist() == [key.row for key in batch.keys] == full.rows.tolist()
+        assert torch.equal(batch.fps, full.fps)
+        assert batch.decoded == tuple(row % 3 == 0 for row in batch.rows)
+        assert all(full.decoded)
+        assert torch.equal(batch.video, full.video[list(batch.decoded)])
+
+
+def test_the_same_key_is_the_same_video(clips: Manifest, whole: list[Batch]) -> None:
+    seen: dict[ClipKey, torch.Tensor] = {}
+    again = 0
+    for batch in whole + [b for epoch in (1, 2) for b in batches(clips, config(), epoch=epoch)]:
+        for key, video in zip(batch.keys, batch.video, strict=True):
+            again += key in seen
+            assert torch.equal(seen.setdefault(key, video), video)
+    assert again > IMAGES, "pictures come again each epoch, crops of clips now and then"
+    assert len(seen) > VIDEOS + IMAGES
 
 
 def test_crops_differ_between_epochs_and_seeds_and_nothing_else(

@@ -1,17 +1,49 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
 import torch
 
 from kinema.config.recipe import load_recipe
+from kinema.data.buckets import Bucket
+from kinema.data.loader import Batch, ClipKey
+from kinema.models.autoencoder import Autoencoder
 from kinema.models.build import build_vae
 from kinema.training.config import TrainRecipe
 from kinema.training.cost import bucket_cost
 from kinema.training.encode import LatentMemory
 
+BUCKET = Bucket(0, "16x16", 5, 1.0, 16, 16, 4)
+VIDEOS = torch.rand(3, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+KEYS = [ClipKey(row, 0, 5, 16, 16) for row in range(3)]
 
-def test_each_video_is_encoded_once_whatever_its_company() -> None:
+
+def batch(keys: Sequence[ClipKey], memory: LatentMemory | None = None) -> Batch:
+    """Of these clips, as a loader gives it that asked `memory`."""
+    decoded = [memory is None or key not in memory for key in keys]
+    rows = [key.row for key in keys]
+    return Batch(
+        video=VIDEOS[[row for row, pixels in zip(rows, decoded, strict=True) if pixels]],
+        text=[""] * len(keys),
+        fps=torch.ones(len(keys)),
+        rows=np.array(rows),
+        keys=tuple(keys),
+        decoded=tuple(decoded),
+        bucket=BUCKET,
+        weight=1.0,
+        skipped=[],
+    )
+
+
+@pytest.fixture
+def vae() -> Autoencoder:
     torch.manual_seed(0)
-    vae = build_vae(load_recipe("tiny/smoke", TrainRecipe).vae).eval()
+    return build_vae(load_recipe("tiny/smoke", TrainRecipe).vae).eval()
+
+
+def test_each_clip_is_encoded_once_whatever_its_company(vae: Autoencoder) -> None:
     calls: list[int] = []
     usual = vae.encode
 
@@ -20,26 +52,35 @@ def test_each_video_is_encoded_once_whatever_its_company() -> None:
         return usual(video, **options)  # type: ignore[arg-type]
 
     vae.encode = counted  # type: ignore[method-assign]
-    videos = torch.rand(3, 3, 5, 16, 16) * 2 - 1
-    memory = LatentMemory(vae)
-    first = memory.encode(videos)
-    again = memory.encode(videos[[2, 0]])
+    memory = LatentMemory()
+    assert KEYS[0] not in memory
+    first = memory.latents(vae, batch(KEYS, memory))
     assert calls == [1, 1, 1]
-    assert torch.equal(again, first[[2, 0]])
+    assert KEYS[0] in memory
+    assert KEYS[0]._replace(start=1) not in memory, "another crop is another video"
+    mixed = batch([KEYS[2], KEYS[0]], memory)
+    assert len(mixed.video) == 0
+    assert torch.equal(memory.latents(vae, mixed), first[[2, 0]])
+    # Decoded ahead, before the memory knew it.
+    assert torch.equal(memory.latents(vae, batch([KEYS[1]])), first[1:2])
+    assert len(calls) == 3
     # An empty memory, as after a resume, gives the same bits.
-    assert torch.equal(LatentMemory(vae).encode(videos[1:2]), first[1:2])
-    calls.clear()
-    memory.encode(videos + 1e-3)
-    assert len(calls) == 3, "another crop of the same clip is another video"
+    assert torch.equal(LatentMemory().latents(vae, batch([KEYS[1]])), first[1:2])
+
+
+def test_known_and_new_clips_share_a_batch(vae: Autoencoder) -> None:
+    memory, whole = LatentMemory(), LatentMemory()
+    memory.latents(vae, batch([KEYS[1]]))
+    mixed = batch([KEYS[2], KEYS[1], KEYS[0]], memory)
+    assert mixed.decoded == (True, False, True)
+    want = whole.latents(vae, batch([KEYS[2], KEYS[1], KEYS[0]]))
+    assert torch.equal(memory.latents(vae, mixed), want)
 
 
 def test_remembered_latents_cost_nothing() -> None:
-    class Bucket:
-        frames, height, width = 17, 64, 64
-
     plain, remembered = (
         load_recipe("tiny/world", TrainRecipe, [f"task.remember_latents={flag}"])
         for flag in ("false", "true")
     )
-    saved = bucket_cost(plain)(Bucket()) - bucket_cost(remembered)(Bucket())
-    assert saved == plain.vae.encode_flops(17, 64, 64)
+    saved = bucket_cost(plain)(BUCKET) - bucket_cost(remembered)(BUCKET)
+    assert saved == plain.vae.encode_flops(5, 16, 16)

@@ -10,8 +10,8 @@ LatentSize = tuple[int, int, int]
 """Latent frames, rows and columns: (T, H, W)."""
 
 AttentionBackend = Literal["auto", "math", "efficient", "flash", "cudnn", "flash3"]
-"""Kernel behind attention; "auto" leaves the choice to PyTorch, "flash3" is FlashAttention-3's own
-package, the others are kernels of `scaled_dot_product_attention`."""
+"""Kernel behind attention; "flash3" is FlashAttention-3's own package, the others are kernels of
+`scaled_dot_product_attention`. "auto" takes "flash3" where it runs, else PyTorch chooses."""
 
 PositiveInt = Annotated[int, Field(gt=0)]
 

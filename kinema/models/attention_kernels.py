@@ -122,8 +122,13 @@ def why_not(
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
-            # Kernels differ in what they take with gradients: those are the stricter limits.
-            with torch.inference_mode(False), torch.enable_grad():
+            # Kernels differ in what they take with gradients: those are the stricter limits. And
+            # whoever asks may have switched autocast on, which would change the dtype.
+            with (
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                torch.autocast(device.type, enabled=False),
+            ):
                 q = _probe(device, dtype, head_dim).requires_grad_()
                 attend_dense(q, q, q, backend)
         except (RuntimeError, ImportError, OSError) as error:

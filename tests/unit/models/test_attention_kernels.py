@@ -7,8 +7,9 @@ import importlib.util
 import re
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -158,6 +159,26 @@ def test_why_flash3_does_not_run(
 
 
 # The others
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_probe_is_what_it_says_whoever_asks(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, around: Callable[[], Any]
+) -> None:
+    seen: list[Tensor] = []
+
+    def watched(q: Tensor, *_: Tensor) -> Tensor:
+        seen.append(q)
+        return q + 0
+
+    monkeypatch.setattr(stand_in, "flash_attn_func", watched)
+    with around(), torch.autocast("cpu", torch.bfloat16):
+        assert why_not("flash3", CPU, torch.float32, 8) is None
+    assert why_not("flash3", CPU, torch.float32, 8) is None  # remembered
+    (q,) = seen
+    assert q.dtype == torch.float32
+    assert q.requires_grad
+    assert not q.is_inference()
 
 
 def test_refusal_says_why_and_what_runs() -> None:

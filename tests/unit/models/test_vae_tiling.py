@@ -236,7 +236,7 @@ def test_peak_memory_of_a_720p_frame(kind: str) -> None:
                 peaks.setdefault(tiling is None, []).append(counter.peak)
     one_map = 4 * width * size[0] * size[1]
     encoding, decoding = (peak / one_map for peak in peaks[False])
-    assert encoding < 3  # the video, a map, and one beside it
+    assert encoding < 3.4  # the video in two orders of memory, a map, and one beside it
     assert decoding < 4.5  # a doubled map of twice the width, and two of these
     for banded, usual in zip(peaks[False], peaks[True], strict=True):
         assert banded < 0.75 * usual

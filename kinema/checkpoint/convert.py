@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kinema.checkpoint.disk import full_disk_explained, replacing, write_text
 from kinema.checkpoint.errors import WeightsError
-from kinema.checkpoint.identify import Identity, identify, same_network, unknown
+from kinema.checkpoint.identify import Identity, identify, unknown
 from kinema.checkpoint.layout import Layout, Stored
 from kinema.checkpoint.published_config import diffusers_config, original_config
 from kinema.checkpoint.released_names import (
@@ -32,7 +32,7 @@ from kinema.checkpoint.released_names import (
     pixart_fits_diffusers,
 )
 from kinema.checkpoint.run import resolve_weights
-from kinema.checkpoint.source import TORCH_SUFFIXES, TensorSource
+from kinema.checkpoint.source import TORCH_SUFFIXES, TensorSource, find_files
 from kinema.checkpoint.weights import MAX_SHARD_BYTES, save_weights
 from kinema.models.build import build_transformer
 from kinema.models.config import (
@@ -96,19 +96,19 @@ def convert(
     """
     target = Path(target)
     with TensorSource(resolve_weights(source), section) as tensors:
-        identity = _identified(tensors, section)
-        if config is not None and not same_network(config, identity.config, identity.told):
-            raise WeightsError(
-                f"these are the weights of another network: {identity.title}", where=str(source)
-            )
+        identity = _identified(tensors, config)
         layout = _target_layout(identity, config, to, str(source))
         plan = _Plan(identity, tensors, layout, _tables(identity, config, to), _dtype(dtype))
         path = _file(target, to, identity.config)
-        if path.resolve() in {file.resolve() for file in tensors.files}:
+        sources = {file.resolve() for file in tensors.files}
+        if sources & {p.resolve() for p in (path, *_shards_there(path))}:
             raise WeightsError("source and target are the same file", where=str(path))
         _refuse_existing(path, overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
+        before = _shards_there(path)
         files = _write(plan, path, identity.config if config is None else config, max_shard_bytes)
+        for stale in before - set(files):
+            stale.unlink(missing_ok=True)
         if target == path.parent:
             files += _write_config(target, config, to)
     return Converted(
@@ -163,8 +163,8 @@ class _Plan:
         return found if exact or self._dtype is None else self._dtype
 
 
-def _identified(tensors: TensorSource, section: str) -> Identity:
-    identity = identify(tensors.shapes, tensors.dtypes)
+def _identified(tensors: TensorSource, config: Any) -> Identity:
+    identity = identify(tensors.shapes, tensors.dtypes, config)
     if identity is None or identity.config is None:
         what = identity.title if identity else unknown(tensors.shapes)
         raise WeightsError(
@@ -188,8 +188,9 @@ def _identified(tensors: TensorSource, section: str) -> Identity:
             )
             if names
         ]
+        says = "these should be the weights of" if config is not None else "looks like"
         raise WeightsError(
-            f"looks like {identity.title}, but not all tensors fit: {'; '.join(problems)}",
+            f"{says} {identity.title}, but not all tensors fit: {'; '.join(problems)}",
             where=str(tensors.path),
             hint=hint,
         )
@@ -280,6 +281,17 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
         raise WeightsError(
             "is there already", where=str(existing), hint="--overwrite, or another name"
         )
+
+
+def _shards_there(path: Path) -> set[Path]:
+    """The index and the shards of a sharded file of this name."""
+    index = path.with_name(f"{path.name}.index.json")
+    if not index.is_file():
+        return set()
+    try:
+        return {index, *find_files(index)}
+    except WeightsError:
+        return {index}
 
 
 def _write(plan: _Plan, path: Path, config: Any, max_shard_bytes: int) -> list[Path]:

@@ -14,7 +14,7 @@ from kinema.checkpoint.folder import (
     Section,
     checkpoint_folders,
 )
-from kinema.checkpoint.identify import Identity, describe, identify, same_network, unknown
+from kinema.checkpoint.identify import Identity, describe, identify, unknown
 from kinema.checkpoint.source import TensorSource
 from kinema.config.errors import KinemaError
 from kinema.config.settings import from_dict, settings
@@ -65,12 +65,22 @@ def examine(path: str | Path) -> list[Finding]:
     return [_weights(path)]
 
 
-def _weights(path: Path, section: str = "model") -> Finding:
-    with TensorSource(path, section) as tensors:
-        identity = identify(tensors.shapes, tensors.dtypes)
+def _weights(path: Path, section: str = "", config: Any = None) -> Finding:
+    """
+    Args:
+        config: settings of the network that it should be, where they are known.
+    """
+    with TensorSource(path, section or "model") as tensors:
+        identity = identify(tensors.shapes, tensors.dtypes, config)
         if identity is None:
-            return Finding(path, unknown(tensors.shapes), problem="the network is not known")
-    return Finding(path, identity.title, identity)
+            why = "the network is not known"
+            return Finding(path, unknown(tensors.shapes), section=section, problem=why)
+        problem = None
+        if config is not None and not identity.fits:
+            other = identify(tensors.shapes, tensors.dtypes)
+            looks = other.title if other is not None else unknown(tensors.shapes)
+            problem = f"components.json describes {describe(config)}; these look like {looks}"
+    return Finding(path, identity.title, identity, section, problem)
 
 
 @settings
@@ -97,14 +107,7 @@ def _checkpoint(path: Path) -> list[Finding]:
             what = "half of a checkpoint"
             found.append(Finding(checkpoint.path, what, section=section, problem=error.what))
             continue
-        finding = _weights(checkpoint.path, section)
-        problem = finding.problem
-        if finding.identity is not None and config is not None:
-            if not same_network(config, finding.identity.config):
-                problem = f"components.json describes {describe(config)}"
-            elif finding.identity.fits:
-                problem = None
-        found.append(Finding(checkpoint.path, finding.what, finding.identity, section, problem))
+        found.append(_weights(checkpoint.path, section, config))
     return found
 
 

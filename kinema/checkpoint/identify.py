@@ -77,19 +77,27 @@ class Identity:
         return tuple(n for n in self.fit.unexpected if not _any_match(self.layout.computed, n))
 
 
-def identify(shapes: Shapes, dtypes: Mapping[str, torch.dtype]) -> Identity | None:
-    """The network that these tensors are of; None if it is none that is known here."""
+def identify(
+    shapes: Shapes, dtypes: Mapping[str, torch.dtype], config: Any = None
+) -> Identity | None:
+    """The network that these tensors are of; None if it is none that is known here.
+
+    Args:
+        config: settings of the network that they should be of, where that is known; the tensors
+            are then compared with that one.
+    """
     prefix = next((p for p in PREFIXES if shapes and all(n.startswith(p) for n in shapes)), "")
     plain = {n.removeprefix(prefix): s for n, s in shapes.items()}
     counts = dict(Counter(str(d).removeprefix("torch.") for d in dtypes.values()).most_common())
     numbers = sum(s.numel() for s in shapes.values())
-    text = _text_encoder(plain)
+    text = _text_encoder(plain) if config is None else None
     if text is not None:
         title, ours, computed = text
         layout = Layout("transformers", {n: Stored((n,)) for n in ours}, computed).prefixed(prefix)
         return Identity(title, None, layout, match(shapes, layout, ours), numbers, counts, ours)
+    given = config is not None
     try:
-        config = infer(plain)
+        config = config if given else infer(plain)
         if config is None:
             return None
         with torch.device("meta"):
@@ -105,7 +113,7 @@ def identify(shapes: Shapes, dtypes: Mapping[str, torch.dtype]) -> Identity | No
     layout = detect(shapes, layouts_of(config, ours))
     fit = match(shapes, layout, ours, dtypes, {n: t.dtype for n, t in state.items()})
     title = describe(config)
-    if isinstance(config, DiTConfig) and config.num_classes is None:
+    if isinstance(config, DiTConfig) and config.num_classes is None and not given:
         title = title.replace("DiT", "DiT or Latte (the same tensors)", 1)
     told = ("input_size",) if "pos_embed" in plain or "pos_embed_spatial" in plain else ()
     return Identity(title, config, layout, fit, numbers, counts, ours, told)

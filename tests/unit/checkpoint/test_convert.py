@@ -271,7 +271,7 @@ def test_refusals(tmp_path: Path) -> None:
         convert(latte, tmp_path / "x", "diffusers")
     with pytest.raises(WeightsError, match="--model NAME"):
         convert(latte, tmp_path / "x", "original")
-    with pytest.raises(WeightsError, match="another network"):
+    with pytest.raises(WeightsError, match="should be the weights of STDiT "):
         convert(latte, tmp_path / "x", "original", config=CONFIGS["stdit"])
     state = network("stdit3").state_dict()
     del state["t_block.1.bias"]

@@ -1,0 +1,137 @@
+"""`kinema generate --model NAME` from files in the forms they are published in (tiny ones)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from kinema.checkpoint.convert import convert
+from kinema.checkpoint.weights import save_weights
+from kinema.cli.main import app
+from kinema.config.errors import KinemaError
+from kinema.generation import parts as generation_parts
+from kinema.generation import released as table
+from kinema.generation.config import PipelineConfig, TextComponent
+from kinema.generation.parts import Parts
+from kinema.generation.pipeline import Pipeline
+from kinema.generation.released import Released, find_released
+from kinema.models.build import build_text_encoder
+from kinema.models.config import T5TextConfig
+from tests.unit.generation.tiny import FAMILIES, prompts_of, tiny_config, tiny_parts
+from tests.unit.models.text_folders import write_t5
+
+LIKE = {
+    "stdit3": "opensora-1.2",
+    "stdit2": "opensora-1.1",
+    "stdit": "opensora-1.0",
+    "pixart": "pixart-alpha-512",
+    "dit": "dit-xl2-256",
+    "latte": "latte-xl2-ucf101",
+}
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("text") / "t5"
+    write_t5(folder)
+    return folder
+
+
+class Tiny:
+    """A tiny released checkpoint: its entry, its networks, its files."""
+
+    def __init__(self, family: str, folder: Path, text: Path | None) -> None:
+        config = tiny_config(family)
+        if text is not None:
+            t5 = T5TextConfig(dim=16, max_tokens=8, precision="fp32")
+            config = replace(config, text=TextComponent(config=t5))
+        self.name = f"tiny-{family}"
+        self.config: PipelineConfig = config
+        like = find_released(LIKE[family])
+        self.entry: Released = replace(like, name=self.name, config=config)
+        networks = tiny_parts(tiny_config(family))
+        self.parts = Parts(
+            networks.model, networks.vae, build_text_encoder(config.text.config, text), {}
+        )
+        self.text = text
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(folder / "m.safetensors", networks.model.state_dict())
+        save_weights(folder / "v.safetensors", networks.vae.state_dict())
+        self.model_file = convert(
+            folder / "m.safetensors", folder / "model", "original", config=config.model
+        ).files[0]
+        self.vae_file = convert(
+            folder / "v.safetensors", folder / "vae", "original", config=config.vae.config
+        ).files[0]
+
+    def register(self, monkeypatch: Any) -> None:
+        for module in (table, generation_parts):
+            monkeypatch.setattr(module, "RELEASED", (*table.RELEASED, self.entry))
+
+    def flags(self) -> list[str]:
+        flags = ["--model", self.name, "--ckpt-path", str(self.model_file), "--offline"]
+        flags += ["--vae", str(self.vae_file)]
+        return flags if self.text is None else [*flags, "--text", str(self.text)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_files_as_published_give_the_same_video(
+    family: str, tmp_path: Path, monkeypatch: Any, t5: Path
+) -> None:
+    tiny = Tiny(family, tmp_path, None if family in ("dit", "latte") else t5)
+    tiny.register(monkeypatch)
+    prompt = prompts_of(family)[0]
+    pipeline = Pipeline.from_pretrained(
+        tiny.name, model=tiny.model_file, vae=tiny.vae_file, text=tiny.text, offline=True,
+        device="cpu",
+    )  # fmt: skip
+    clip = pipeline.generate(prompt, seed=3)
+    direct = Pipeline(tiny.config, tiny.parts, device="cpu").generate(prompt, seed=3)
+    assert np.array_equal(clip.frames, direct.frames)
+    assert clip.frames.std() > 1
+
+    result = CliRunner().invoke(
+        app,
+        ["generate", *tiny.flags(), "--prompt", prompt, "--seed", "3",
+         "--save-dir", str(tmp_path / "out")],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    made = [p for p in (tmp_path / "out").iterdir() if p.suffix in (".mp4", ".png")]
+    assert len(made) == 1
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    latte, dit = (Tiny(family, tmp_path / family, None) for family in ("latte", "dit"))
+    latte.register(monkeypatch)
+    state = torch.load(latte.model_file, weights_only=True)["ema"]
+    del state["blocks.0.attn.qkv.bias"]
+    torch.save(state, tmp_path / "cut.pt")
+    pipeline = Pipeline.from_pretrained(
+        latte.name, model=tmp_path / "cut.pt", vae=latte.vae_file, offline=True, device="cpu"
+    )
+    with pytest.raises(KinemaError, match=r"1 tensors missing .*blocks\.0\.attn\.qkv\.bias"):
+        pipeline.generate("1")
+    swapped = Pipeline.from_pretrained(
+        latte.name, model=dit.vae_file, vae=latte.vae_file, offline=True, device="cpu"
+    )
+    with pytest.raises(KinemaError, match="looks like 2D autoencoder"):
+        swapped.generate("1")
+
+
+def test_what_is_missing_is_named_before_anything_is_read(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    result = CliRunner().invoke(
+        app, ["generate", "--model", "opensora-1.2", "--prompt", "x", "--offline"]
+    )
+    assert isinstance(result.exception, KinemaError)
+    text = str(result.exception)
+    for repository in ("OpenSora-STDiT-v3", "OpenSora-VAE-v1.2", "t5-v1_1-xxl"):
+        assert repository in text

@@ -7,13 +7,18 @@ from typing import Any
 
 import typer
 
+from kinema.cli.overrides import FREE
+
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(
-        name="weights", no_args_is_help=True, help="Convert weights, and fetch released ones."
+        name="weights",
+        no_args_is_help=True,
+        help="Convert weights, fetch released ones, start from PixArt.",
     )
     group.command("convert")(convert)
     group.command("fetch")(fetch)
+    group.command("start", context_settings=FREE)(start)
     app.add_typer(group)
 
 
@@ -80,6 +85,62 @@ def fetch(
     print(f"vae    {files.vae}")
     if files.text is not None:
         print(f"text   {files.text}")
+
+
+def start(
+    source: Path = typer.Argument(..., metavar="SRC", help="Weights of PixArt-alpha or -Sigma."),
+    overrides: list[str] | None = typer.Argument(
+        None, metavar="KEY=VALUE", help="Changes to the recipe: model.model_max_length=200."
+    ),
+    recipe: str = typer.Option("opensora-1.2/stage1", help="Recipe whose model begins with them."),
+    save: Path | None = typer.Option(
+        None,
+        help="Write the model that begins so, as .safetensors; else only say what it would be.",
+    ),
+    names: bool = typer.Option(False, "--names", help="List every tensor."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is there."),
+) -> None:
+    """Say what a model takes from PixArt.
+
+    Every tensor is loaded, reshaped, new, or left. `kinema train --ckpt-path` starts so by itself.
+    """
+    import torch
+
+    from kinema.checkpoint.pixart_start import preview_start, start_from_pixart, takes_pixart
+    from kinema.checkpoint.weights import save_weights
+    from kinema.config.errors import KinemaError
+    from kinema.config.recipe import load_recipe
+    from kinema.models.build import build_transformer
+    from kinema.training.config import TrainRecipe
+    from kinema.training.parts import build_model
+
+    settings = load_recipe(recipe, TrainRecipe, overrides or [])
+    model = settings.model
+    if model is None:
+        raise KinemaError("the recipe trains no transformer", where="--recipe")
+    with torch.device("meta"):
+        network = build_transformer(model)
+    if not takes_pixart(network):
+        raise KinemaError(
+            f"a model of type {model.type!r} does not start from PixArt",
+            where="--recipe",
+            hint="stdit, stdit2, stdit3 or pixart",
+        )
+    report = preview_start(network, source)
+    if save is not None:
+        if save.exists() and not overwrite:
+            raise KinemaError("is there already", where=str(save), hint="--overwrite")
+        # Fresh values from the recipe's seed: what training would begin with.
+        filled = build_model(settings, torch.device("cpu"))
+        report = start_from_pixart(filled, source)
+        save.parent.mkdir(parents=True, exist_ok=True)
+        save_weights(save, filled.state_dict())
+    print(report)
+    if names:
+        for what, tensors in report.names().items():
+            print(f"{what}:")
+            for name in tensors:
+                print(f"  {name}")
 
 
 def _settings(source: Path, model: str | None, section: str) -> Any:

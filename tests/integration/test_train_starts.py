@@ -92,6 +92,46 @@ def test_video_models_start_from_pixart(
         torch.testing.assert_close(got, state[theirs].view_as(got), atol=1e-6, rtol=0, msg=ours)
 
 
+def test_command_that_shows_a_start_and_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def kinema(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["kinema", "weights", "start", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capfd.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    file, save = tmp_path / "image.pth", tmp_path / "begun.safetensors"
+    settings = SMALL | {"caption_channels": 16, "model_max_length": 8, "input_size": (1, 4, 4)}
+    state = write_authors_file(file, from_dict(PixArtConfig, settings))
+    small = ("--recipe", "tiny/smoke", "model.pred_sigma=true")
+    code, out, _ = kinema(file, *small)
+    assert code == 0
+    assert out.count("\n") == 1
+    assert ", reshaped 1 tensors (512 numbers, x_embedder 1), new " in out
+    assert [p.name for p in tmp_path.iterdir()] == [file.name]
+
+    code, out, err = kinema(file, *small, "--names", "--save", save)
+    assert code == 0, err
+    assert "\nnew:\n  rope.freqs\n" in out
+    assert "\nleft:\n  pos_embed\n" in out
+    weights = dict(iterate_tensors(save))
+    assert torch.equal(weights["spatial_blocks.0.mlp.fc2.weight"], state["blocks.0.mlp.fc2.weight"])
+    assert not weights["temporal_blocks.0.mlp.fc2.weight"].any()
+    assert len(weights) == len([n for n in out.splitlines() if n.startswith("  ")]) - 1  # pos_embed
+
+    code, _, err = kinema(file, *small, "--save", save)
+    assert code == 1
+    assert "is there already" in err
+    code, _, err = kinema(file, "--recipe", "tiny/smoke-dit")
+    assert code == 1
+    assert "'dit' does not start from PixArt" in err
+    code, _, err = kinema(file, "--recipe", "tiny/smoke", "model.depth=2")
+    assert code == 1
+    assert "spatial_blocks.1" in err
+
+
 def test_dit_starts_from_its_authors_file(classes: Path, tmp_path: Path) -> None:
     file = tmp_path / "DiT-XL-2-256x256.pt"
     settings = SMALL | {"condition": "label_10", "input_size": (1, 4, 4)}

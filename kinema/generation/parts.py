@@ -17,7 +17,7 @@ from kinema.checkpoint.disk import read_record
 from kinema.checkpoint.reader import TensorReader
 from kinema.checkpoint.run import Checkpoint, resolve_weights
 from kinema.checkpoint.source import find_files
-from kinema.checkpoint.weights import load_released, load_weights
+from kinema.checkpoint.weights import load_released
 from kinema.config.errors import KinemaError
 from kinema.config.settings import from_dict
 from kinema.generation.config import PipelineConfig
@@ -149,7 +149,7 @@ class CheckpointSource(Source):
 
     def fill_vae(self, vae: Autoencoder, device: torch.device) -> None:
         """See `Source`."""
-        load_weights(vae, self._vae_file(), device=device)
+        load_released(vae, self._vae_file(), device=device)
 
     def identity(self) -> dict[str, Any]:
         """See `Source`."""

@@ -15,12 +15,14 @@ from kinema.cli.generate_input import (
     parse_length,
     per_prompt,
     read_lines,
+    refine_config,
 )
 from kinema.cli.grouped_help import GroupedCommand
 
 if TYPE_CHECKING:
     from kinema.generation.config import GenerateRequest
     from kinema.generation.pipeline import Pipeline
+    from kinema.generation.refine import RefineConfig
 
 
 WHAT = "What to make"
@@ -29,6 +31,7 @@ SIZE = "Size and length"
 WAYS = "From images and videos (one of them, or --reference-path and --mask-strategy)"
 LONG = "Long videos"
 SCORES = "Scores in the words of Open-Sora 1.2"
+REFINE = "Prompts refined by a language model"
 SAMPLING = "Sampling"
 MACHINE = "Speed and memory"
 FILES = "Files"
@@ -176,6 +179,20 @@ def generate(
         help="Camera motion told to the model, such as `pan left` or `static`.",
         rich_help_panel=SCORES,
     ),
+    refine: str | None = typer.Option(
+        None,
+        help="Address of an OpenAI-compatible endpoint that makes prompts richer first, such as "
+        "http://localhost:8000/v1; its key comes from the environment.",
+        rich_help_panel=REFINE,
+    ),
+    refine_model: str | None = typer.Option(
+        None, help="The language model there.", rich_help_panel=REFINE
+    ),
+    refine_key_env: str = typer.Option(
+        "OPENAI_API_KEY",
+        help="Environment variable that holds the key, if one is needed.",
+        rich_help_panel=REFINE,
+    ),
     num_sampling_steps: int | None = typer.Option(
         None, help="Steps from noise to video.", rich_help_panel=SAMPLING
     ),
@@ -283,6 +300,7 @@ def generate(
             "connect": parse_connect(connect),
             "make_loop": make_loop,
         }
+        refiner = refine_config(refine, refine_model, refine_key_env, pipeline.config)
         requests = [
             pipeline.request(
                 line.text,
@@ -292,6 +310,8 @@ def generate(
             )
             for line, reference, strategy in zip(lines, references, strategies, strict=True)
         ]
+        if refiner is not None:
+            requests = world.broadcast(_refined(requests, refiner) if world.is_main else None)
         requests, stems = _samples(requests, num_samples, sample_name, prompt_as_path)
         if prompt_as_path:
             requests, stems = world.broadcast(_not_there_yet(save_dir, requests, stems))
@@ -329,6 +349,22 @@ def _weights(model: str | None, ckpt_path: str | None, **rest: Any) -> dict[str,
     if rest["offline"]:
         raise KinemaError("--offline has no effect without --model", hint="leave it out")
     return {"path": ckpt_path, **rest}
+
+
+def _refined(requests: list[GenerateRequest], config: RefineConfig) -> list[GenerateRequest]:
+    """The requests with refined prompts; those that could not be refined stay as they are."""
+    from dataclasses import replace
+
+    from kinema.generation.refine import refine
+
+    return [
+        request
+        if prompt.note is not None
+        else replace(request, prompt=prompt.text, refined_from=prompt.original)
+        for request, prompt in zip(
+            requests, refine([r.prompt for r in requests], config), strict=True
+        )
+    ]
 
 
 def _samples(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kinema.generation.config import PipelineConfig
     from kinema.generation.prompts import PromptLine
+    from kinema.generation.refine import RefineConfig
 
 
 def read_lines(given: list[str], path: Path | None) -> list[PromptLine]:
@@ -73,6 +74,31 @@ def parse_connect(values: list[str]) -> tuple[str, str] | None:
             hint="--connect a.png --connect b.png",
         )
     return files[0], files[1]
+
+
+def refine_config(
+    endpoint: str | None, model: str | None, key_env: str, config: PipelineConfig
+) -> RefineConfig | None:
+    """Settings of the language model that refines prompts; None if none does.
+
+    Raises:
+        KinemaError: half of them, an address that is none, or prompts that are class numbers.
+    """
+    from kinema.config.errors import KinemaError
+    from kinema.config.settings import from_dict
+    from kinema.generation.refine import RefineConfig
+    from kinema.models.config import ClassTextConfig
+
+    if endpoint is None:
+        if model is not None:
+            raise KinemaError("--refine-model has no effect without --refine", hint="leave it out")
+        return None
+    if isinstance(config.text.config, ClassTextConfig):
+        raise KinemaError("--refine has no effect on class numbers", hint="leave it out")
+    if model is None:
+        raise KinemaError("--refine needs the language model's name", hint="--refine-model NAME")
+    values = {"endpoint": endpoint, "model": model, "api_key_env": key_env}
+    return from_dict(RefineConfig, values, where="--refine")
 
 
 def parse_aes(text: str | None) -> float | str | None:

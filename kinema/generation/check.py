@@ -9,7 +9,7 @@ import dataclasses
 
 from kinema.config.errors import KinemaError
 from kinema.diffusion.config import IDDPMConfig, ProcessConfig
-from kinema.generation.config import GenerateRequest, PipelineConfig
+from kinema.generation.config import GenerateRequest, PipelineConfig, TrainedSize
 from kinema.generation.prompts import segment_texts
 from kinema.generation.references import ReferencePlan, plan_references
 from kinema.generation.ways import check_ways
@@ -163,9 +163,15 @@ def frames_for_seconds(seconds: float, fps: float, vae: VAEConfig, frame_interva
 def unseen_size_note(request: GenerateRequest, config: PipelineConfig) -> str | None:
     """A line for the person when the checkpoint never saw videos of this shape, else None."""
     wanted = (request.width, request.height, request.num_frames)
-    if not config.buckets or any(
-        (b.width, b.height, b.num_frames) == wanted for b in config.buckets
-    ):
+
+    def is_like(bucket: TrainedSize) -> bool:
+        if config.any_aspect_ratio and bucket.num_frames == request.num_frames:
+            # Sizes of one named resolution differ by this much where strides cut them.
+            area = bucket.width * bucket.height
+            return abs(request.width * request.height - area) <= 0.1 * area
+        return (bucket.width, bucket.height, bucket.num_frames) == wanted
+
+    if not config.buckets or any(is_like(bucket) for bucket in config.buckets):
         return None
     seen = ", ".join(f"{b.width}x{b.height} {b.num_frames} frames" for b in config.buckets[:4])
     more = f" and {len(config.buckets) - 4} more" if len(config.buckets) > 4 else ""

@@ -49,6 +49,8 @@ class PipelineConfig:
     diffusion: ProcessConfig
     buckets: tuple[TrainedSize, ...] = ()
     """Shapes seen in training, most frequent first; the first one is the default size."""
+    any_aspect_ratio: bool = False
+    """Whether training had every aspect ratio of these areas."""
     fps: float = 24.0
     """Frame rate seen in training, after frame skipping: the default frame rate."""
     frame_interval: Annotated[int, Field(ge=1)] = 1

@@ -201,6 +201,7 @@ def _opensora_1_1(
                 num_sampling_steps=100, cfg_scale=7.0, cfg_channel=3, tables="float32"
             ),
             buckets=_buckets(("240p", 16), trained),
+            any_aspect_ratio=True,
             fps=24.0,
             frame_interval=3,
             condition_frame_length=4,
@@ -246,6 +247,7 @@ _OPENSORA_1_2 = Released(
             use_timestep_transform=True, num_sampling_steps=30, cfg_scale=7.0
         ),
         buckets=_buckets(("240p", 51), _TRAINED_1_2),
+        any_aspect_ratio=True,
         fps=24.0,
         align=5,
         condition_frame_length=5,

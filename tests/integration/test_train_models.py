@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from kinema.telemetry.run_log import read_log
 from kinema.training.run import Start
 from kinema.training.run import train as train_anywhere
 from tests.integration.train_fixtures import smoke, write_classes, write_clips, write_vae
+from tests.unit.models.text_folders import write_clip, write_t5
 
 MODELS = ["tiny/smoke-1.0", "tiny/smoke-1.1", "tiny/smoke-dit"]
 
@@ -164,3 +166,45 @@ def test_previews_are_made_while_training(manifests: dict[str, Path], tmp_path: 
     assert "preview" in (run / "events.jsonl").read_text()
     components = json.loads((Checkpoint.open(run).path / "components.json").read_text())
     assert components["diffusion"]["type"] == "iddpm"
+
+
+T5 = (
+    "text=!replace {type: t5, max_tokens: 8, dim: 16, precision: fp32}",
+    "model=!replace {type: pixart, depth: 1, hidden_size: 32, num_heads: 2, caption_channels: 16, "
+    "model_max_length: 8, input_size: [1, 4, 4], no_temporal_pos_emb: false}",
+)
+CLIP = (
+    "text=!replace {type: clip, max_tokens: 16, dim: 16}",
+    "model=!replace {type: latte, condition: text, caption_channels: 16, depth: 2, "
+    "hidden_size: 32, num_heads: 2, input_size: [5, 4, 4]}",
+)
+
+
+@pytest.mark.parametrize(
+    ("write", "settings"), [(write_t5, T5), (write_clip, CLIP)], ids=["t5", "clip"]
+)
+def test_text_encoders_with_weights_run_in_the_loop_and_in_previews(
+    write: Callable[[Path], object],
+    settings: tuple[str, ...],
+    captioned: Path,
+    tmp_path: Path,
+    kinema: Any,
+) -> None:
+    outputs, name = tmp_path / "outputs", "tiny/smoke-1.0"
+    outputs.mkdir()
+    write(outputs / "text")
+    vae = write_vae(outputs / "vae.safetensors", recipe=name)
+    recipe = smoke(
+        captioned, outputs, *settings, f"text_weights='{outputs / 'text'}'", "max_steps=2",
+        f"vae_weights='{vae}'", "preview={every: 2, prompts: [a red circle]}", name=name,
+    )  # fmt: skip
+    run = train_anywhere(recipe, device="cpu").run
+    assert probe(run / "preview" / "step2" / "00.mp4").num_frames == 5
+    # All moved together: the checkpoint finds autoencoder and text encoder from where it is.
+    moved = outputs.rename(tmp_path / "moved")
+    code, printed, err = kinema(
+        "generate", "--ckpt-path", moved / run.name, "--prompt", "a blue square",
+        "--save-dir", tmp_path / "videos", "--num-sampling-steps", 2, "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0, err
+    assert probe(Path(printed.strip())).num_frames == 5

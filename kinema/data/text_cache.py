@@ -190,7 +190,10 @@ def _stale(path: Path, what: str) -> StaleCacheError:
 def _differences(cached: Any, wanted: Any, at: str = "") -> Iterator[str]:
     """`max_tokens is 64 in the cache, now 128`, for every value that differs."""
     if isinstance(cached, dict) and isinstance(wanted, dict):
-        for key in sorted(cached.keys() | wanted.keys()):
+        keys = cached.keys() | wanted.keys()
+        if cached.get("type") != wanted.get("type"):
+            keys = {"type"}  # another kind has other settings
+        for key in sorted(keys):
             name = f"{at}.{key}" if at else key
             yield from _differences(cached.get(key), wanted.get(key), name)
     elif json.dumps(cached) != json.dumps(wanted):

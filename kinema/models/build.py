@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kinema.config.errors import KinemaError
 from kinema.models.config import (
     ClassTextConfig,
     CLIPTextConfig,
@@ -93,6 +94,12 @@ def build_text_encoder(config: TextConfig, weights: Path | None = None) -> TextE
         from kinema.models.text_clip import CLIPTextEncoder
 
         return CLIPTextEncoder(config, weights)
+    if weights is not None:
+        raise KinemaError(
+            f"the text encoder {config.type!r} has no weights",
+            where=str(weights),
+            hint="leave it out",
+        )
     if isinstance(config, ClassTextConfig):
         from kinema.models.text_classes import ClassTextEncoder
 

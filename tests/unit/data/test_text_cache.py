@@ -94,6 +94,7 @@ def test_tokens_may_stand_anywhere_under_the_mask(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"max_tokens": 300}, "max_tokens is 5 in the cache, now 300"),
+        ({"type": "t5", "dim": 7}, 'differs: type is "hash-words" in the cache, now "t5"\n'),
         ({"inner": {"seed": 2}}, "inner.seed is 1 in the cache, now 2"),
         ({"weights": "abc"}, 'weights is null in the cache, now "abc"'),
     ],

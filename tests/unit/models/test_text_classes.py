@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from kinema.config.errors import KinemaError
 from kinema.models.build import build_text_encoder
-from kinema.models.config import ClassTextConfig
+from kinema.models.config import ClassTextConfig, HashTextConfig
 
 
 def test_prompts_are_class_numbers() -> None:
@@ -31,3 +33,9 @@ def test_a_caption_is_no_class() -> None:
     with pytest.raises(KinemaError, match="'a cat' is not the number of a class") as error:
         build_text_encoder(ClassTextConfig(num_classes=101)).encode(["a cat"])
     assert "from 0 to 100" in str(error.value)
+
+
+def test_there_are_no_weights_to_name() -> None:
+    for config in (ClassTextConfig(), HashTextConfig()):
+        with pytest.raises(KinemaError, match="has no weights"):
+            build_text_encoder(config, Path("t5"))

@@ -124,6 +124,10 @@ def test_command_that_shows_a_start_and_writes_it(
     code, _, err = kinema(file, *small, "--save", save)
     assert code == 1
     assert "is there already" in err
+    code, _, err = kinema(file, *small, "--save", save, "--overwrite", "seed=7")
+    assert code == 0, err
+    name = "temporal_blocks.0.attn.qkv.weight"  # new: drawn from the recipe's seed
+    assert not torch.equal(dict(iterate_tensors(save))[name], weights[name])
     code, _, err = kinema(file, "--recipe", "tiny/smoke-dit")
     assert code == 1
     assert "'dit' does not start from PixArt" in err

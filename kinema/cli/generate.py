@@ -314,7 +314,9 @@ def generate(
             requests = world.broadcast(_refined(requests, refiner) if world.is_main else None)
         requests, stems = _samples(requests, num_samples, sample_name, prompt_as_path)
         if prompt_as_path:
-            requests, stems = world.broadcast(_not_there_yet(save_dir, requests, stems))
+            requests, stems = world.broadcast(
+                _not_there_yet(save_dir, requests, stems) if world.is_main else None
+            )
             if not requests:
                 return
         plan = pipeline.check(requests, batch_size=batch_size, world=world)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -166,8 +166,21 @@ def plan_references(request: GenerateRequest, config: PipelineConfig) -> Referen
         loop=request.loop,
         align=config.align,
     )
+    if request.loop == 1 and _keeps_everything(placements, references, total, config.align):
+        notes.append("every frame is given by the references: nothing is generated")
     overlap, frames = segment_overlap(request, config)
     return ReferencePlan(placements, tuple(references), overlap, frames, tuple(notes))
+
+
+def _keeps_everything(
+    placements: Sequence[Placement], references: Sequence[Reference], total: int, align: int | None
+) -> bool:
+    kept = dict.fromkeys(range(total), False)
+    for p in placements:
+        span = place(p, references[p.reference].latent_frames, total, align)
+        frames = range(span.target_start, span.target_start + span.length)
+        kept |= dict.fromkeys(frames, p.edit_ratio == 0)
+    return all(kept.values())
 
 
 def segment_overlap(request: GenerateRequest, config: PipelineConfig) -> tuple[int, int]:

@@ -3,6 +3,7 @@ encoded reference; the rest follows reference, prompt and seed."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,13 +14,15 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from typer.testing import CliRunner
 
+from kinema.cli.main import app
 from kinema.generation import engine
 from kinema.generation.pipeline import Pipeline
 from kinema.media.image import read_image
 from kinema.media.read import read_frames
 from kinema.media.transform import image_resize_crop, resize_crop
-from tests.unit.generation.tiny import tiny_pipeline
+from tests.unit.generation.tiny import tiny_pipeline, write_run
 from tests.unit.media.clips import pictures, write_clip
 
 FAMILIES = ("stdit3", "stdit2", "stdit")
@@ -290,3 +293,32 @@ def test_class_to_image_and_video(family: str, frames: int) -> None:
 def test_an_image_can_be_edited(here: Path) -> None:
     kept = latents("stdit3", edit="a.png", edit_strength=0.0, num_frames=1)
     torch.testing.assert_close(kept, encoded("stdit3", "a.png", 0, 1), rtol=0, atol=1e-5)
+
+
+def test_the_command_line_makes_what_python_makes(here: Path, tmp_path: Path) -> None:
+    """Through files: a checkpoint, references, segments with texts of their own, a sidecar."""
+    checkpoint = write_run(tmp_path, "stdit2")
+    out = tmp_path / "out"
+    arguments = ["--ckpt-path", checkpoint.parent, "--save-dir", out, "--num-frames", 6]
+    arguments += ["--prompt", "|0| a kite |1| a boat", "--connect", "v.mp4,b.png", "--loop", 2]
+    arguments += ["--aes", 6.5, "--seed", 3, "--condition-frame-length", 1]
+    result = CliRunner().invoke(app, ["generate", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    (video,) = out.glob("*.mp4")
+    assert video.name in result.output
+    sidecar = json.loads(video.with_suffix(".json").read_text())["request"]
+    assert sidecar["references"] == ["v.mp4", "b.png"]
+    assert sidecar["mask_strategy"] == "0,0,-1,0,1,0;1,1,0,-1,1,0"
+    assert (sidecar["loop"], sidecar["aes"]) == (2, 6.5)
+    same = Pipeline.from_pretrained(checkpoint).generate(
+        "|0| a kite |1| a boat",
+        num_frames=6,
+        loop=2,
+        aes=6.5,
+        seed=3,
+        references="v.mp4;b.png",
+        mask_strategy="0,0,-1;1,1,0,-1",
+        condition_frame_length=1,
+    )
+    assert same.save(tmp_path / "same.mp4").read_bytes() == video.read_bytes()
+    assert len(same.frames) == 11

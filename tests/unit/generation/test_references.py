@@ -164,6 +164,22 @@ def test_files_that_are_none_are_refused(tmp_path: Path, video: Path) -> None:
         )  # fmt: skip
 
 
+def test_a_clip_of_references_alone_is_told(video: Path, image: Path) -> None:
+    def notes(strategy: str, **values: Any) -> str:
+        return " ".join(
+            plan_references(request(video, mask_strategy=strategy, **values), config()).notes
+        )
+
+    assert "nothing is generated" in notes("0,0,0,0,10")
+    assert "nothing is generated" in notes("0,0,0,0,5;0,0,-5,-5,5")
+    for strategy in ("0,0,0,0,9", "0,0,0,0,10,0.1", "0,0,0,0,10;0,0,0,3,1,1"):
+        assert "nothing is generated" not in notes(strategy)
+    assert "nothing is generated" not in notes("0,0,0,0,10", loop=2, condition_frame_length=5)
+    assert "nothing is generated" in " ".join(
+        plan_references(request(image, num_frames=1), config()).notes
+    )
+
+
 def test_a_reference_that_nothing_uses_is_refused(video: Path, image: Path) -> None:
     with pytest.raises(MaskStrategyError, match="reference 1 is given, but") as caught:
         plan_references(request(video, image), config())

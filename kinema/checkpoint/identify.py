@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from kinema.models.build import build_transformer, build_vae
 from kinema.models.config import (
     DiTConfig,
     ImageVAEConfig,
+    KVCompressConfig,
     LatteConfig,
     PixArtConfig,
     STDiT2Config,
@@ -38,6 +39,13 @@ from kinema.models.config import (
 Shapes = Mapping[str, torch.Size]
 HEAD_DIM = 72
 """Of the released transformers; assumed where the file does not tell."""
+TOLD = (
+    "depth", "hidden_size", "mlp_ratio", "in_channels", "patch_size", "pred_sigma",
+    "caption_channels", "model_max_length", "qk_norm", "size_conditions", "condition",
+    "kv_compress",
+    "vae_2d", "vae_temporal",
+)  # fmt: skip
+"""Settings that names and shapes tell of every network that has them."""
 LAYOUTS = {
     "kinema": "names of Open-Sora and Kinema",
     "old names": "diffusers before 0.17",
@@ -201,14 +209,19 @@ def same_network(one: Any, other: Any, told: Collection[str] = ()) -> bool:
     """
     if type(one) is not type(other):
         return False
-    untold = {
-        "attention", "num_heads", "space_scale", "time_scale", "base_size", "input_size",
-        "no_temporal_pos_emb", "input_sq_size", "class_dropout_prob", "freeze_y_embedder",
-        "spatial_scaling", "scaling_factor", "micro_batch_size", "micro_frame_size", "shift",
-        "scale", "tiling",
-    }  # fmt: skip
-    compared = (f.name for f in fields(one) if f.name not in untold - set(told))
-    return all(getattr(one, name) == getattr(other, name) for name in compared)
+    names = {f.name for f in fields(one)} & {*TOLD, *told}
+    for name in names:
+        ours, theirs = (_without_groups(getattr(c, name)) for c in (one, other))
+        if ours != theirs:
+            return False
+    return True
+
+
+def _without_groups(value: Any) -> Any:
+    """Settings without the number of groups of their norms, which leaves no trace."""
+    if isinstance(value, VAE2DConfig):
+        return replace(value, norm_num_groups=1)
+    return replace(value, num_groups=1) if isinstance(value, VAETemporalConfig) else value
 
 
 def _depth(shapes: Shapes, blocks: str) -> int:
@@ -274,12 +287,23 @@ def _pixart(shapes: Shapes) -> PixArtConfig:
             "model_max_length": 120 if sized else 300,
         }
     frames = shapes.get("pos_embed_temporal", torch.Size([1, 1, 0]))[1]
+    norm = shapes.get("blocks.0.attn.q_norm.weight")
+    if norm is not None:
+        common["num_heads"] = common["hidden_size"] // norm[0]
+    pooled = {
+        int(m[1]): s for n, s in shapes.items() if (m := re.match(r"blocks\.(\d+)\.attn\.sr\.w", n))
+    }
+    compress = None
+    if pooled:
+        side = next(iter(pooled.values()))[2]
+        compress = KVCompressConfig(scale_factor=side, kv_compress_layer=tuple(sorted(pooled)))
     return PixArtConfig(
         **common,
+        kv_compress=compress,
         **caption,
         **tables,
         size_conditions=sized,
-        qk_norm="blocks.0.attn.q_norm.weight" in shapes,
+        qk_norm=norm is not None,
         no_temporal_pos_emb=frames == 1,
     )
 

@@ -59,7 +59,7 @@ def there_tables(name: str, form: str) -> list[str]:
         return []
     if name == "latte":
         return ["pos_embed", "temp_embed"]
-    if name in ("dit", "pixart", "pixart with sizes", "pixart with q/k norm"):
+    if name == "dit" or (name.startswith("pixart") and name != "pixart of videos"):
         return ["pos_embed"]
     if name == "dit of captions":
         return ["pos_embed_spatial", "pos_embed_temporal"]

@@ -12,6 +12,7 @@ from kinema.models.build import build_transformer, build_vae
 from kinema.models.config import (
     DiTConfig,
     ImageVAEConfig,
+    KVCompressConfig,
     LatteConfig,
     PixArtConfig,
     STDiT2Config,
@@ -47,6 +48,12 @@ CONFIGS: dict[str, Any] = {
         **SIZE, **CAPTION, input_size=(4, 8, 8), no_temporal_pos_emb=False
     ),
     "pixart with q/k norm": PixArtConfig(**SIZE, **CAPTION, input_size=(1, 8, 8), qk_norm=True),
+    "pixart with fewer keys": PixArtConfig(
+        **SIZE,
+        **CAPTION,
+        input_size=(1, 8, 8),
+        kv_compress=KVCompressConfig(scale_factor=2, kv_compress_layer=(1,)),
+    ),
     "image vae": ImageVAEConfig(vae_2d=VAE_2D),
     "video vae": VideoVAEConfig(
         vae_2d=VAE_2D,

@@ -7,14 +7,13 @@ runs in a moment and allocates nothing; what it would allocate is counted.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 ALLOCATION = 512
 """Bytes: PyTorch's CUDA allocator hands out multiples of this."""
@@ -44,8 +43,8 @@ class LiveBytes(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor) and value.is_meta:
+        for value in _tensors(result):
+            if value.is_meta:
                 self._add(value.untyped_storage(), args)
         return result
 
@@ -53,9 +52,9 @@ class LiveBytes(TorchDispatchMode):
         key = storage._cdata
         if key in self._seen:
             return
-        for given in tree_leaves(args):
+        for given in _tensors(args):
             # What came in from outside (weights, inputs) was there before; views of it are free.
-            if isinstance(given, Tensor) and given.untyped_storage()._cdata == key:
+            if given.untyped_storage()._cdata == key:
                 return
         size = -(-storage.nbytes() // ALLOCATION) * ALLOCATION
         self._seen.add(key)
@@ -66,6 +65,15 @@ class LiveBytes(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.now -= size
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """Tensors in arguments or results, which operators nest one deep."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _tensors(value)
 
 
 class FusedAttention(TorchFunctionMode):

@@ -39,6 +39,8 @@ from kinema.parallel.world import World
 META = torch.device("meta")
 SLACK = 1.1
 """Factor on what is counted for what is not: an allocator's unused rests, kernels' own memory."""
+TILED_HEIGHT = 1024
+"""Pixels: how much of a frame is gone through band by band to know what the whole takes."""
 CUDA_CONTEXT = 600 * 2**20
 """Bytes that PyTorch takes on a GPU before the first tensor."""
 
@@ -271,32 +273,37 @@ def _autoencoder(
     vae = empty_vae(config, dtype)
     vae.tiling = tiling
     frames, height, width = video
+    # Bands are many and alike: a part of the frame tells what the whole needs.
+    measured = height if tiling is None else min(height, TILED_HEIGHT)
 
     def decoding(frames: int) -> tuple[int, int]:
-        size = config.latent_size(frames, height, width)
+        size = config.latent_size(frames, measured, width)
         z = torch.empty(1, config.latent_channels, *size, device=META)
         result: list[Tensor] = []
         peak = peak_bytes(lambda: result.append(vae.decode(z, frames)))
         return peak, result[0].numel() * result[0].element_size()
 
     def encoding(frames: int) -> tuple[int, int]:
-        pixels = torch.empty(1, 3, frames, height, width, device=META)
+        pixels = torch.empty(1, 3, frames, measured, width, device=META)
         return peak_bytes(lambda: vae.encode(pixels)), 4 * pixels.numel()
 
-    needs = [_over_time(decoding, frames, config)]
+    # Frames that pass the autoencoder together.
+    portion = config.micro_frame_size or config.micro_batch_size or frames
+    if tiling is not None:
+        portion = 1
+    needs = [_over_time(decoding, frames, portion)]
     if encodes:
-        needs.append(_over_time(encoding, frames, config))
-    return Need(weight_bytes(vae), max(needs))
+        needs.append(_over_time(encoding, frames, portion))
+    return Need(weight_bytes(vae), max(needs) * height // measured)
 
 
-def _over_time(measure: Callable[[int], tuple[int, int]], frames: int, config: VAEConfig) -> int:
+def _over_time(measure: Callable[[int], tuple[int, int]], frames: int, portion: int) -> int:
     """Peak for all frames, from that for the first few.
 
     Frames pass the autoencoder some at a time and only their results stay, so that from the
     second portion on a portion adds just that; joining the portions holds the result twice.
     """
-    portion = config.micro_frame_size or config.micro_batch_size or frames
-    few = min(frames, 2 * portion)
+    few = min(frames, portion if portion == 1 else 2 * portion)
     peak, result = measure(few)
     rest = (frames - few) / few * result
     return int(max(peak + rest, 2 * (result + rest)))

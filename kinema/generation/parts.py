@@ -29,7 +29,7 @@ from kinema.generation.released import (
     locate,
 )
 from kinema.models.autoencoder import Autoencoder
-from kinema.models.config import AttentionBackend, CLIPTextConfig, T5TextConfig
+from kinema.models.config import CLIPTextConfig, T5TextConfig
 from kinema.models.text import TextEncoder
 from kinema.models.transformer import Transformer
 
@@ -82,8 +82,8 @@ class Source(ABC):
         """Names and hashes of the weights, for the sidecar."""
 
     @abstractmethod
-    def with_attention(self, attention: AttentionBackend) -> Self:
-        """The same with another attention kernel."""
+    def with_config(self, config: PipelineConfig) -> Self:
+        """The same weights, run in another way."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,9 @@ class CheckpointSource(Source):
             "vae_sha256": hash_of(self._vae_file()),
         }
 
-    def with_attention(self, attention: AttentionBackend) -> Self:
+    def with_config(self, config: PipelineConfig) -> Self:
         """See `Source`."""
-        return replace(self, config=_with_attention(self.config, attention))
+        return replace(self, config=config)
 
     def _vae_file(self) -> Path:
         return resolve_weights(self.vae_weights).resolve()
@@ -231,9 +231,8 @@ class ReleasedSource(Source):
             "text_weights": None if self.files.text is None else str(self.files.text),
         }
 
-    def with_attention(self, attention: AttentionBackend) -> Self:
+    def with_config(self, config: PipelineConfig) -> Self:
         """See `Source`."""
-        config = _with_attention(self.config, attention)
         return replace(self, released=replace(self.released, config=config))
 
 
@@ -248,10 +247,6 @@ def _hash_of_files(files: tuple[tuple[Path, int], ...]) -> str:
     for file, _ in files:
         whole.update(read_record(file).sha256.encode())
     return whole.hexdigest()
-
-
-def _with_attention(config: PipelineConfig, attention: AttentionBackend) -> PipelineConfig:
-    return replace(config, model=replace(config.model, attention=attention))
 
 
 def _needs_weights(config: PipelineConfig) -> bool:

@@ -34,16 +34,17 @@ from kinema.generation.options import RequestOptions, make_request
 from kinema.generation.parts import Parts, Source, find_source
 from kinema.generation.precision import (
     DTYPES,
-    check_attention,
     check_dtype,
     matmul_precision,
     vae_dtype_for,
+    with_attention,
+    with_text_dtype,
 )
 from kinema.generation.ranks import share
 from kinema.generation.residency import Residency, check_offload
 from kinema.generation.segments import Job, batches_of
 from kinema.models.attention_kernels import check_backend
-from kinema.models.config import Tiling
+from kinema.models.config import T5TextConfig, Tiling
 from kinema.parallel.world import World
 
 Batch = list[Job]
@@ -137,6 +138,7 @@ class Pipeline:
         tiling: bool = False,
         compile: bool = False,
         attention: str | None = None,
+        text_dtype: str | None = None,
     ) -> Self:
         """The pipeline of a checkpoint folder, of a run folder's newest checkpoint, or of a
         released model by its name (`kinema models` lists them).
@@ -151,13 +153,16 @@ class Pipeline:
             offline: take nothing from the network; what is missing is named at once.
             device, dtype, vae_dtype, offload, tiling, compile: see `Pipeline`.
             attention: the transformer's kernel, in place of the one in its settings.
+            text_dtype: precision of T5's weights, likewise: "fp32", "bf16" or "int8".
 
         Raises:
             KinemaError: a part is missing, torn or of another kind.
         """
         source = find_source(path, model=model, vae=vae, text=text, ema=ema, offline=offline)
         if attention is not None:
-            source = source.with_attention(check_attention(attention))
+            source = source.with_config(with_attention(source.config, attention))
+        if text_dtype is not None:
+            source = source.with_config(with_text_dtype(source.config, text_dtype))
         return cls(
             source.config,
             source,
@@ -382,11 +387,13 @@ class Pipeline:
                         yield self._clip(job, len(batch))
 
     def _clip(self, job: Job, batch_size: int) -> Clip:
+        text = self.config.text.config
         record: dict[str, Any] = {
             "pipeline": self._residency.identity(),
             "config_sha256": fingerprint(self.config),
             "dtype": self.dtype,
             "vae_dtype": self.vae_dtype,
+            "text_dtype": text.precision if isinstance(text, T5TextConfig) else None,
             "offload": self.offload,
             "device": _device_name(self.device),
             "versions": {

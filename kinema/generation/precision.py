@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import get_args
 
 import torch
 
 from kinema.config.errors import KinemaError
-from kinema.models.config import AttentionBackend
+from kinema.generation.config import PipelineConfig
+from kinema.models.config import AttentionBackend, T5Precision, T5TextConfig
 
 DTYPES = {
     "fp32": torch.float32,
@@ -43,6 +45,35 @@ def check_attention(name: str) -> AttentionBackend:
         if kernel == name:
             return kernel
     raise KinemaError(f"attention is {name!r}", hint=f"one of {', '.join(known)}")
+
+
+def with_attention(config: PipelineConfig, name: str) -> PipelineConfig:
+    """The settings with another attention kernel in the transformer.
+
+    Raises:
+        KinemaError: there is no such kernel.
+    """
+    return replace(config, model=replace(config.model, attention=check_attention(name)))
+
+
+def with_text_dtype(config: PipelineConfig, name: str) -> PipelineConfig:
+    """The settings with another precision of T5's weights.
+
+    Raises:
+        KinemaError: no such precision, or a text encoder that has no choice.
+    """
+    text = config.text.config
+    if not isinstance(text, T5TextConfig):
+        raise KinemaError(
+            f"the text encoder {text.type!r} has one precision", where="text_dtype",
+            hint="leave it out",
+        )  # fmt: skip
+    known: tuple[T5Precision, ...] = get_args(T5Precision)
+    for precision in known:
+        if precision == name:
+            new = replace(text, precision=precision)
+            return replace(config, text=replace(config.text, config=new))
+    raise KinemaError(f"text_dtype is {name!r}", hint=f"one of {', '.join(known)}")
 
 
 def vae_dtype_for(dtype: str) -> str:

@@ -97,25 +97,21 @@ def tiny_config(
 def _model(family: str, changes: dict[str, Any]) -> TransformerConfig:
     shared: dict[str, Any] = {"depth": 2, "hidden_size": 32, "num_heads": 2}
     caption = {"caption_channels": 16, "model_max_length": 8}
+    classes = {"condition": "label_10"}
     if family == "stdit3":
-        return STDiT3Config(**shared, **caption, input_sq_size=32, **changes)
+        return STDiT3Config(**shared | caption | {"input_sq_size": 32} | changes)
     if family == "stdit2":
-        shared["hidden_size"] = 48  # which it divides by three
-        return STDiT2Config(**shared, **caption, input_sq_size=32, **changes)
+        thirds = {"hidden_size": 48, "input_sq_size": 32}
+        return STDiT2Config(**shared | caption | thirds | changes)
     if family == "stdit":
-        return STDiTConfig(**shared, **caption, input_size=(6, 8, 8), **changes)
+        return STDiTConfig(**shared | caption | {"input_size": (6, 8, 8)} | changes)
     if family == "pixart":
-        return PixArtConfig(**shared, **caption, input_size=(1, 8, 8), **changes)
+        return PixArtConfig(**shared | caption | {"input_size": (1, 8, 8)} | changes)
     if family == "dit":
-        return DiTConfig(
-            **shared,
-            condition="label_10",
-            input_size=(1, 8, 8),
-            no_temporal_pos_emb=True,
-            **changes,
-        )
+        image = {"input_size": (1, 8, 8), "no_temporal_pos_emb": True}
+        return DiTConfig(**shared | classes | image | changes)
     assert family == "latte"
-    return LatteConfig(**shared, condition="label_10", input_size=(6, 8, 8), **changes)
+    return LatteConfig(**shared | classes | {"input_size": (6, 8, 8)} | changes)
 
 
 def _vae(family: str) -> VAEConfig:

@@ -29,6 +29,9 @@ class DataConfig:
     """Resolution (`"480p"`, or WIDTHxHEIGHT) -> number of frames -> (probability, batch size)."""
     frame_interval: int = 1
     """Every how many-th frame of a clip is used."""
+    tell_source_fps: bool = False
+    """With a `frame_interval` above 1: tell the model the frame rate of the clip's file, as 1.1
+    does, rather than that of the frames used."""
     transform: Literal["resize_crop"] = "resize_crop"
     """How a clip is brought to its bucket's size."""
     num_workers: int = 4
@@ -49,6 +52,8 @@ class DataConfig:
                 _check_bucket(f"bucket {name}, {frames} frames", frames, probability, batch_size)
         if self.frame_interval < 1:
             raise ValueError(f"frame_interval is {self.frame_interval}, at least 1 is needed")
+        if self.tell_source_fps and self.frame_interval == 1:
+            raise ValueError("tell_source_fps has no effect with frame_interval: 1; leave it out")
         if self.num_workers < 1:
             raise ValueError(f"num_workers is {self.num_workers}, at least 1 is needed")
         if self.decode_timeout_s <= 0:

@@ -85,7 +85,8 @@ class Batch:
     text: list[str]
     """`[B]`."""
     fps: Tensor
-    """float32 `[B]`: frames per second as sampled, after `frame_interval`; 120 for images."""
+    """float32 `[B]`: frames per second to tell the model, as sampled, after `frame_interval` (or of
+    the file: `tell_source_fps`); 120 for images."""
     rows: NDArray[np.int64]
     """`[B]` rows of the manifest."""
     keys: tuple[ClipKey, ...]
@@ -267,7 +268,7 @@ class Loader:
         return Batch(
             video=video[: sum(decoded)],
             text=[self._manifest.text(row) for row in rows],
-            fps=torch.tensor([self._sampled_fps(row) for row in rows], dtype=torch.float32),
+            fps=torch.tensor([self._told_fps(row) for row in rows], dtype=torch.float32),
             rows=np.array(rows, dtype=np.int64),
             keys=tuple(keys),
             decoded=tuple(decoded),
@@ -276,11 +277,11 @@ class Loader:
             skipped=skipped,
         )
 
-    def _sampled_fps(self, row: int) -> float:
+    def _told_fps(self, row: int) -> float:
         fps = float(self._fps[row])
         if not np.isfinite(fps) or fps <= 0:  # images, and videos of one frame without duration
             return IMAGE_FPS
-        return fps / self._config.frame_interval
+        return fps if self._config.tell_source_fps else fps / self._config.frame_interval
 
     def _count(self, asked: int, skipped: list[SkippedRow]) -> None:
         self._asked += asked

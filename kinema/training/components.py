@@ -18,11 +18,13 @@ class SeenData:
 
     Attributes:
         sizes: shapes trained at, the most frequent first.
-        fps: frame rate.
+        fps: frame rate that it was told.
+        frame_interval: frames of a file per frame of a clip, where it was told the file's rate.
     """
 
     sizes: tuple[TrainedSize, ...]
     fps: float
+    frame_interval: int = 1
 
 
 def describe_model(
@@ -63,6 +65,7 @@ def pipeline_config(
         diffusion=recipe.diffusion,
         buckets=data.sizes,
         fps=data.fps,
+        frame_interval=data.frame_interval,
     )
 
 

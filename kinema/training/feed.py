@@ -114,15 +114,17 @@ class Feed:
 
     @cached_property
     def seen(self) -> SeenData:
-        """Shapes of the first epoch, and the median frame rate after frame skipping."""
+        """Shapes of the first epoch, and the median frame rate that the model is told."""
         buckets = sorted(self.plan.buckets, key=lambda b: -b.samples)
         sizes = tuple(
             TrainedSize(width=b.width, height=b.height, num_frames=b.num_frames) for b in buckets
         )
         rates = self._manifest.column("fps")[self._manifest.kept]
         rates = rates[np.isfinite(rates)]  # images have none
-        fps = float(np.median(rates)) / self._recipe.data.frame_interval if rates.size else 24.0
-        return SeenData(sizes, fps)
+        data = self._recipe.data
+        told = 1 if data.tell_source_fps else data.frame_interval
+        fps = float(np.median(rates)) / told if rates.size else 24.0
+        return SeenData(sizes, fps, data.frame_interval // told)
 
 
 def bucket_label(bucket: Bucket) -> str:

@@ -145,6 +145,17 @@ def test_models_train_by_either_process_through_a_video_autoencoder(
     assert ("vb" in read_log(run)[0]) == ("iddpm" in process)
 
 
+@pytest.mark.parametrize(("settings", "fps", "interval"), [((), 4.0, 1), (("true",), 8.0, 2)])
+def test_checkpoints_say_which_frame_rate_the_model_was_told(
+    settings: tuple[str, ...], fps: float, interval: int, captioned: Path, tmp_path: Path
+) -> None:
+    told = [f"data.tell_source_fps={value}" for value in settings]
+    buckets = "data.buckets=!replace {16x16: {3: [1.0, 4]}}"
+    recipe = smoke(captioned, tmp_path, "max_steps=1", "data.frame_interval=2", buckets, *told)
+    components = Checkpoint.open(train_anywhere(recipe, device="cpu").run).components
+    assert (components["fps"], components["frame_interval"]) == (fps, interval)
+
+
 def test_classes_that_the_model_does_not_know_are_found_before_the_first_step(
     captioned: Path, tmp_path: Path
 ) -> None:

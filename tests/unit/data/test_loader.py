@@ -103,6 +103,20 @@ def test_every_row_once_in_the_shape_of_its_bucket(clips: Manifest, whole: list[
         assert batch.fps.tolist() == [want] * count
 
 
+def test_the_rate_told_is_that_of_the_frames_or_of_the_file(clips: Manifest) -> None:
+    for told, want in ((False, 8.0), (True, 16.0)):
+        settings = config(frame_interval=2, tell_source_fps=told)
+        rates = {
+            float(fps)
+            for batch in batches(clips, settings)
+            for fps in batch.fps
+            if batch.num_frames > 1
+        }
+        assert rates == {want}
+    with pytest.raises(ValueError, match="tell_source_fps"):
+        config(tell_source_fps=True)
+
+
 def test_pixels_are_those_of_the_file(clips: Manifest, whole: list[Batch]) -> None:
     for batch in whole:
         for row, video in zip(batch.rows.tolist(), batch.video, strict=True):

@@ -89,6 +89,8 @@ class Packing:
     order: Tensor
     """Where each row's result stands among those of the groups' rows, followed by the rows without
     keys: `[B]`; empty without groups."""
+    without_keys: int
+    """Number of rows that have no keys."""
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> Packing:
@@ -112,7 +114,8 @@ class Packing:
                 EqualRows(*parts)
                 for parts in zip(rows_by_length, moved[1::2], moved[2::2], strict=True)
             ]
-        return cls(tuple(lengths), max(lengths), _move(starts, device), tuple(groups), order)
+        starts = _move(starts, device)
+        return cls(tuple(lengths), max(lengths), starts, tuple(groups), order, len(empty))
 
 
 def attend_packed(
@@ -169,7 +172,8 @@ def _attend_by_length(
     for group in packing.groups:
         keys, values = (x[group.keys].unflatten(0, (-1, group.length)) for x in (k, v))
         parts.append(attend_dense(q[group.rows], keys, values, kernel))
-    parts.append(torch.zeros_like(q[: packing.lengths.count(0)]))
+    # Not counted from the lengths: compiled code would be made anew for each set of them.
+    parts.append(torch.zeros_like(q[: packing.without_keys]))
     return torch.cat(parts)[packing.order]
 
 

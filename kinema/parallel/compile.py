@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch._dynamo
 from torch import nn
 
 from kinema.parallel.recompute import TRANSFORMER_BLOCKS, modules_named
+
+MOST_VERSIONS = 64
+"""Of a block: images and clips, one size and any size, texts of equal and of uneven lengths, with
+and without gradients. PyTorch's own limit of 8 would leave some of them uncompiled."""
 
 
 def compile_blocks(
@@ -34,6 +39,8 @@ def compile_blocks(
         KinemaError: no module has such a name.
     """
     blocks = modules_named(model, patterns, where="compile")
+    settings = torch._dynamo.config
+    settings.recompile_limit = max(settings.recompile_limit, MOST_VERSIONS)
     for block in blocks.values():
         block.compile(backend=backend)
     return list(blocks)

@@ -24,7 +24,7 @@ from kinema.models.config import (
     TransformerConfig,
 )
 from kinema.models.transformer import ClipShape, Transformer
-from kinema.parallel.compile import compile_blocks
+from kinema.parallel.compile import MOST_VERSIONS, compile_blocks
 from kinema.parallel.recompute import apply_recompute
 
 FACTS: dict[str, Any] = {"depth": 1, "hidden_size": 24, "num_heads": 2}
@@ -43,7 +43,9 @@ CONFIGS: list[TransformerConfig] = [
 def nothing_compiled() -> Iterator[None]:
     torch._dynamo.reset()
     counters.clear()
+    limit = torch._dynamo.config.recompile_limit
     yield
+    torch._dynamo.config.recompile_limit = limit
     torch._dynamo.reset()
 
 
@@ -123,6 +125,22 @@ def test_depth_does_not_add_graphs() -> None:
         return counter.frame_count
 
     assert graphs(1) == graphs(4) == 2  # one for space, one for time
+
+
+@torch.no_grad()
+def test_more_kinds_of_text_than_pytorch_would_take() -> None:
+    """Other lengths of as many texts compile once more, for any lengths."""
+    counter = CompileCounter()
+    model = randomised(STDiT2Config(**FACTS, **CAPTION))
+    compile_blocks(model, backend=counter)
+    assert torch._dynamo.config.recompile_limit >= MOST_VERSIONS
+    made = []
+    for lengths in ([2, 5], [3, 6], [4, 5], [2, 6], [3, 4]):
+        mask = torch.arange(6) < torch.tensor(lengths)[:, None]
+        predicted(model, mask=mask, prepared=True)
+        made.append(counter.frame_count)
+    assert made[0] == 1
+    assert made[2] == made[3] == made[4] <= 3
 
 
 def test_model_without_such_blocks() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -332,3 +334,33 @@ def test_sizes(text: str, size: int) -> None:
 def test_no_size() -> None:
     with pytest.raises(WeightsError, match="5GB or 500MB"):
         size_in_bytes("much")
+
+
+CONVERT_IN_A_PROCESS = """
+import resource, sys
+from kinema.checkpoint.convert import convert
+convert(sys.argv[1], sys.argv[2] + "/warm.safetensors", "kinema")  # imports, thread pools
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+convert(sys.argv[3], sys.argv[2] + "/big.safetensors", "kinema", dtype="bf16")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_one_tensor_at_a_time_is_in_memory(tmp_path: Path) -> None:
+    from kinema.models.build import build_transformer
+    from kinema.models.config import STDiT3Config
+    from tests.unit.checkpoint.test_weights import write_sparse
+
+    with torch.device("meta"):
+        state = build_transformer(STDiT3Config(depth=2)).half().state_dict()
+    size = write_sparse(tmp_path / "big.safetensors", state)
+    assert size > 180e6
+    small = saved(network("stdit3"), tmp_path / "small.safetensors")
+    (tmp_path / "out").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", CONVERT_IN_A_PROCESS, small, tmp_path / "out",
+         tmp_path / "big.safetensors"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    grown = int(done.stdout)
+    assert grown < 80e6, f"{grown / 1e6:.0f} MB for {size / 1e6:.0f} MB of weights"

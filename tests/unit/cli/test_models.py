@@ -154,3 +154,16 @@ def test_released_sizes_are_named(tmp_path: Path) -> None:
     result = run("--check", str(tmp_path / "dit.safetensors"))
     assert result.exit_code == 0
     assert "is as     dit-xl2-256\n" in result.stdout
+
+
+def test_a_terminal_gets_a_drawn_table(monkeypatch: Any, capsys: Any) -> None:
+    import sys
+
+    from kinema.cli.models import _table
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    _table(("name", "of"), [("opensora-1.2", "1.2")])
+    text = capsys.readouterr().out
+    assert "opensora-1.2" in text
+    assert "│" in text or "|" in text

@@ -170,15 +170,19 @@ def continuous_schedule(case: Case) -> None:
 def dpm_solver(case: Case) -> None:
     process, stub = DPMSolver(IDDPMConfig(sampler="dpm-solver")), Stub.read(case.config["stub"])
     z = case.input("z")
+    scale = case.config["cfg_scale"]
     y = torch.cat([case.input("y_null"), case.input("y")])
     seen: list[Tensor] = []
 
     def network(x: Tensor, t: Tensor, x_mask: Tensor | None) -> Tensor:
         assert x_mask is None
+        if scale == 1.0:  # the original then runs no unconditional half either
+            seen.append(t)
+            return stub(x, t, case.input("y"))
         both, t2 = torch.cat([x, x]), torch.cat([t, t])
         seen.append(t2)
         uncond, cond = stub(both, t2, y).chunk(2)
-        return process.guided(cond, uncond, case.config["cfg_scale"])
+        return process.guided(cond, uncond, scale)
 
     rows = torch.ones(len(z))
     timesteps = process.sampling_timesteps(

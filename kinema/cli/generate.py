@@ -217,6 +217,11 @@ def generate(
     vae_dtype: str | None = typer.Option(
         None, help="Of the autoencoder; as --dtype otherwise.", rich_help_panel=MACHINE
     ),
+    text_dtype: str | None = typer.Option(
+        None,
+        help="Of T5: fp32, bf16 or int8 (8-bit weights); as the model says otherwise, mostly bf16.",
+        rich_help_panel=MACHINE,
+    ),
     offload: str = typer.Option(
         "none",
         help="What leaves the device when it is not needed: none, phase (one network there at a "
@@ -255,14 +260,14 @@ def generate(
     What is not given is as the model was trained.
     """
     from kinema.generation.pipeline import Pipeline
-    from kinema.generation.ranks import choose_names, share, together
+    from kinema.generation.ranks import PATIENCE, choose_names, share, together
     from kinema.parallel.world import open_world
     from kinema.telemetry.progress import Progress
 
     lines = read_lines(prompt, prompt_path)
     references = per_prompt(reference_path, len(lines), "--reference-path")
     strategies = per_prompt(mask_strategy, len(lines), "--mask-strategy")
-    with open_world(device) as world:
+    with open_world(device, timeout=PATIENCE) as world:
         pipeline = Pipeline.from_pretrained(
             **_weights(model, ckpt_path, vae=vae, text=text, ema=ema, offline=offline),
             device=world.device,
@@ -272,6 +277,7 @@ def generate(
             tiling=tiling,
             compile=compile,
             attention=attention,
+            text_dtype=text_dtype,
         )
         width, height = choose_size(size, resolution, aspect_ratio, pipeline.config)
         seconds, frames = parse_length(num_frames)

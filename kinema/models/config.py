@@ -12,6 +12,7 @@ from kinema.models.config_text import (
     ClassTextConfig,
     CLIPTextConfig,
     HashTextConfig,
+    T5Precision,
     T5TextConfig,
     TextConfig,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "STDiT2Config",
     "STDiT3Config",
     "STDiTConfig",
+    "T5Precision",
     "T5TextConfig",
     "TextConfig",
     "Tiling",

@@ -24,6 +24,9 @@ class HashTextConfig:
         return 0.0
 
 
+T5Precision = Literal["fp32", "bf16", "int8"]
+
+
 class T5Size(NamedTuple):
     """What the FLOPs of a T5 encoder depend on beside its width; heads are 64 wide."""
 
@@ -54,7 +57,7 @@ class T5TextConfig:
     lower-cased and stripped of white space at both ends."""
     dim: PositiveInt = 4096
     """Width of the features (T5's d_model)."""
-    precision: Literal["fp32", "bf16", "int8"] = "bf16"
+    precision: T5Precision = "bf16"
     """Of the weights; `int8` is 8 bits for the weights of the layers and bf16 arithmetic. The
     features change with it (bf16 in the third digit), so a text cache is made for one of them."""
 

@@ -64,6 +64,9 @@ class Converted:
     files: tuple[Path, ...]
     computed: tuple[str, ...]
     """Position tables of the source that were left out, and are computed where they are needed."""
+    without_config: bool = False
+    """A folder of this form has a `config.json`, which could not be written: its settings are not
+    known."""
 
 
 def convert(
@@ -118,6 +121,9 @@ def convert(
         numbers=sum(t.numel() for t in plan.meta.values()),
         files=tuple(files),
         computed=tuple(n for n in identity.fit.unexpected if n not in plan.meta),
+        without_config=target == path.parent
+        and config is None
+        and _published_config(identity.config, to) is not None,
     )
 
 
@@ -321,13 +327,17 @@ def _wrapped(state: dict[str, Tensor], config: Any) -> dict[str, Any]:
 
 def _write_config(folder: Path, config: Any, to: Form) -> list[Path]:
     """`config.json` beside the weights, where the form has one and the settings are known."""
-    if config is None or to == "kinema":
-        return []
-    content = diffusers_config(config) if to == "diffusers" else original_config(config)
+    content = None if config is None else _published_config(config, to)
     if content is None:
         return []
     write_text(folder / "config.json", json.dumps(content, indent=2) + "\n")
     return [folder / "config.json"]
+
+
+def _published_config(config: Any, to: Form) -> dict[str, Any] | None:
+    if to == "kinema":
+        return None
+    return diffusers_config(config) if to == "diffusers" else original_config(config)
 
 
 def size_in_bytes(text: str) -> int:

@@ -210,7 +210,9 @@ def _print_finding(finding: Finding) -> None:
     print(f"  form      {LAYOUTS[facts['layout']]}")
     print(f"  holds     {facts['tensors']} tensors, {facts['numbers']:,} numbers ({kinds})")
     if facts["released"]:
-        print(f"  is as     {', '.join(facts['released'])}")
+        others = len(facts["released"]) - SHOWN
+        first = ", ".join(facts["released"][:SHOWN])
+        print(f"  is as     {first}{f' and {others} more' if others > 0 else ''}")
     if facts["computed_here"]:
         print(f"  leaves    {facts['computed_here']} tables that are computed here")
     for title, key in (("missing", "missing"), ("unknown", "unexpected"), ("wrong", "wrong")):

@@ -67,6 +67,11 @@ def convert(
     print(f"{done.tensors} tensors, {done.numbers:,} numbers")
     if done.computed:
         print(f"left out, because it is computed where it is needed: {', '.join(done.computed)}")
+    if done.without_config:
+        print(
+            "config.json is not written: several checkpoints have these tensors and other "
+            "settings; --model NAME says which it is"
+        )
     for file in done.files:
         print(file)
 

@@ -98,6 +98,9 @@ def test_a_released_size_is_recognised(tmp_path: Path, monkeypatch: Any) -> None
     with pytest.raises(KinemaError, match="--model NAME"):
         run("convert", file, tmp_path / "y", "--to", "original")
     run("convert", file, tmp_path / "y", "--to", "original", "--model", "other")
+    vae = tmp_path / "v.safetensors"
+    save_weights(vae, network("image vae").state_dict())
+    assert "config.json is not written" in run("convert", vae, tmp_path / "v", "--to", "diffusers")
     one, two = (dict(iterate_tensors(tmp_path / n / "model.pth")) for n in "xy")
     assert not torch.equal(one["pos_embed"], two["pos_embed"])
     said = run("convert", tmp_path / "y" / "model.pth", tmp_path / "z", "--to", "kinema")

@@ -43,7 +43,10 @@ def encode(
     ] = None,
     text_weights: Annotated[
         str | None,
-        typer.Option(help="Folder of the text encoder and its tokenizer, for T5."),
+        typer.Option(
+            help="T5 and its tokenizer: a folder, or a repository of the hub such as "
+            "DeepFloyd/t5-v1_1-xxl."
+        ),
     ] = None,
     aes: Annotated[
         float | None, typer.Option(help="Aesthetic score: prompts are encoded with it as well.")
@@ -95,11 +98,11 @@ def encode(
                 hint="--data-path MANIFEST, or --prompt-path FILE",
             )
         captions = Manifest.read(manifest)
-    folder = text_weights or found.text_weights
+    folder = _folder(text_weights or found.text_weights)
     with open_world(device) as world:
         if world.size > 1:
             raise ConfigError("captions are encoded by one process", hint="run it without torchrun")
-        encoder = build_text_encoder(found.text, None if folder is None else Path(folder))
+        encoder = build_text_encoder(found.text, folder)
         encoder.to(world.device)
         cut = write_text_cache(captions, encoder, output, dtype=dtype)
     if cut is not None:
@@ -110,3 +113,19 @@ def encode(
             file=sys.stderr,
         )
     print(output)
+
+
+def _folder(given: str | None) -> Path | None:
+    """The text encoder's folder, downloaded first if a repository is named.
+
+    Raises:
+        KinemaError: not there, or it cannot be downloaded.
+    """
+    from kinema.checkpoint.hub import resolve
+    from kinema.checkpoint.places import Wanted
+    from kinema.generation.released import T5_XXL
+
+    if given is None:
+        return None
+    wanted = Wanted("the text encoder", "--text-weights", T5_XXL, given, folder=True)
+    return resolve({"text": wanted})["text"]

@@ -121,7 +121,7 @@ _SDXL_VAE = HubFiles(
     verified="repository and folder named in the original recipes; the file's name is diffusers' "
     "usual one",
 )
-_T5 = HubFiles(
+T5_XXL = HubFiles(
     "DeepFloyd/t5-v1_1-xxl",
     ("config.json", "pytorch_model.bin.index.json", "spiece.model"),
     optional=("tokenizer_config.json", "special_tokens_map.json"),
@@ -155,7 +155,7 @@ def _opensora_1_0(name: str, file: str, side: int, title: str) -> Released:
         ),
         model=HubFiles("hpcai-tech/Open-Sora", (file,), verified=_IN_TABLE),
         vae=_SD_VAE,
-        text=_T5,
+        text=T5_XXL,
         trained=trained,
         notes=(
             "the published 64-frame setting (512x512, time_scale 2/3, 12 frames per second) uses "
@@ -212,7 +212,7 @@ def _opensora_1_1(
             verified=f"repository {_IN_README}; the file in public scripts",
         ),
         vae=_SD_VAE,
-        text=_T5,
+        text=T5_XXL,
         trained=trained,
         extrapolates=beyond,
         notes=(
@@ -263,7 +263,7 @@ _OPENSORA_1_2 = Released(
         ("model.safetensors",),
         verified=f"repository {_IN_README}; the file in public scripts",
     ),
-    text=_T5,
+    text=T5_XXL,
     trained=_TRAINED_1_2,
     extrapolates=_BEYOND_1_2,
     several_gpus=_BEYOND_1_2,
@@ -345,7 +345,7 @@ def _pixart_alpha(name: str, side: int, file: str, title: str) -> Released:
         ),
         model=HubFiles("PixArt-alpha/PixArt-alpha", (file,), verified=_IN_TABLE),
         vae=_SD_VAE,
-        text=_T5,
+        text=T5_XXL,
         trained=trained,
     )
 
@@ -374,7 +374,7 @@ def _pixart_sigma(name: str, side: int, file: str, title: str) -> Released:
         ),
         model=HubFiles("PixArt-alpha/PixArt-Sigma", (file,), verified=_IN_TABLE),
         vae=_SDXL_VAE,
-        text=_T5,
+        text=T5_XXL,
         trained=trained,
         notes=("steps and guidance are PixArt's own; Open-Sora publishes none for these weights",),
     )

@@ -108,6 +108,21 @@ def test_prompts_have_a_cache_too(tmp_path: Path) -> None:
         cached.encode(["a blue circle"])
 
 
+def test_weights_may_be_named_as_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat")
+    command = ["tiny/smoke", *T5, "--prompt-path", prompts, "-o", tmp_path / "text"]
+    done = run(*command, "--text-weights", "DeepFloyd/t5-v1_1-xxl")
+    for file in ("config.json", "pytorch_model.bin.index.json", "spiece.model"):
+        assert file in str(done.exception)
+    done = run(*command, "--text-weights", "no where")
+    assert "no such file or folder (the text encoder)" in str(done.exception)
+
+
 class Stopping(TextEncoder):
     """Stops after some captions, as a person would."""
 

@@ -111,18 +111,6 @@ class RefinedPrompt:
     note: str | None = None
     """Why it could not, for the person; None: it was."""
 
-    def sidecar(self, config: RefineConfig) -> dict[str, Any]:
-        """What a clip's description says about this, as plain data: nothing secret."""
-        host = urlsplit(config.endpoint)
-        return {
-            "original": self.original,
-            "refined": self.text,
-            # Without a query: some services want keys there.
-            "endpoint": urlunsplit((host.scheme, host.netloc, host.path, "", "")),
-            "model": config.model,
-            "note": self.note,
-        }
-
 
 class _NotRefinedError(Exception):
     """Why there is no refined prompt, in words for the person."""

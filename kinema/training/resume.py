@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "preview",
     "tracking",
     "vae_weights",
+    "text_weights",
     "data.path",
     "data.root",
     "data.num_workers",

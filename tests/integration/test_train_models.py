@@ -15,6 +15,7 @@ from kinema.cli.main import main
 from kinema.config.errors import KinemaError
 from kinema.media.probe import probe
 from kinema.telemetry.run_log import read_log
+from kinema.training.config import TrainRecipe
 from kinema.training.run import Start
 from kinema.training.run import train as train_anywhere
 from tests.integration.train_fixtures import smoke, write_classes, write_clips, write_vae
@@ -219,3 +220,20 @@ def test_text_encoders_with_weights_run_in_the_loop_and_in_previews(
     )  # fmt: skip
     assert code == 0, err
     assert probe(Path(printed.strip())).num_frames == 5
+
+
+def test_a_run_goes_on_when_its_text_encoder_has_moved(captioned: Path, tmp_path: Path) -> None:
+    write_t5(tmp_path / "t5")
+
+    def recipe(folder: str, steps: int) -> TrainRecipe:
+        weights = f"text_weights='{tmp_path / folder}'"
+        return smoke(
+            captioned, tmp_path / "out", *T5, weights, f"max_steps={steps}", name="tiny/smoke-1.0"
+        )
+
+    first = train_anywhere(recipe("t5", 1), device="cpu")
+    (tmp_path / "t5").rename(tmp_path / "elsewhere")
+    second = train_anywhere(recipe("elsewhere", 2), Start(load=first.run), device="cpu")
+    assert (second.run, second.step) == (first.run, 2)
+    named = Checkpoint.open(second.run).components["text"]["weights"]
+    assert named == str(tmp_path / "elsewhere")

@@ -14,11 +14,13 @@ from typer.testing import CliRunner
 from kinema.checkpoint.run import save_checkpoint
 from kinema.checkpoint.weights import save_weights
 from kinema.cli.main import app
+from kinema.config.errors import KinemaError
 from kinema.config.settings import to_dict
 from kinema.generation.config import TextComponent
 from kinema.generation.pipeline import Pipeline
 from kinema.models.build import build_transformer, build_vae
 from kinema.models.config import T5TextConfig
+from kinema.training.encode import CachedTextEncoder, write_text_cache
 from tests.unit.generation.tiny import tiny_config, write_run
 from tests.unit.models.text_folders import write_t5
 
@@ -58,6 +60,18 @@ def test_precisions_differ_a_little_and_captions_more(checkpoint: Path) -> None:
     for precision in ("bf16", "int8"):
         off = float((latents(checkpoint, text_dtype=precision) - exact).norm())
         assert 0 < off < 0.2 * other, precision
+
+
+def test_a_cache_of_prompts_stands_for_the_encoder(checkpoint: Path, tmp_path: Path) -> None:
+    whole = Pipeline.from_pretrained(checkpoint, device="cpu")
+    parts = whole.load()
+    write_text_cache(["a dog", "a cat"], parts.text, tmp_path / "text", dtype="float32")
+    cached = CachedTextEncoder.open(tmp_path / "text", parts.text.config)
+    pipeline = Pipeline(whole.config, replace(parts, text=cached), device="cpu")
+    request = pipeline.request("a cat", num_frames=17, width=32, height=32, num_sampling_steps=2)
+    assert torch.equal(pipeline.latents([request]), latents(checkpoint))
+    with pytest.raises(KinemaError, match="no embedding of 'a cow'"):
+        pipeline.latents([replace(request, prompt="a cow")])
 
 
 def run(*words: object) -> Result:

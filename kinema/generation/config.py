@@ -59,10 +59,16 @@ class PipelineConfig:
     align: Annotated[int, Field(ge=1)] | None = None
     """Where references may start and end in a segment: at multiples of this many latent frames
     (1.2: 5, one chunk of its autoencoder); None: anywhere."""
-    condition_frame_length: Annotated[int, Field(ge=1)] = 4
-    """Latent frames that a segment takes over from the one before, by default (1.2: 5)."""
+    condition_frame_length: Annotated[int, Field(ge=1)] | None = None
+    """Latent frames that a segment takes over from the one before, by default; None: a chunk of
+    the autoencoder (1.2: 5), or 4 where it has none (as 1.1)."""
     aes: float | None = None
     """Aesthetic score that is appended to prompts by default (1.2: 6.5); None: none is."""
+
+    @property
+    def frames_taken_over(self) -> int:
+        """`condition_frame_length`, or what it is by default."""
+        return self.condition_frame_length or self.vae.config.latent_chunk or 4
 
     def played_fps(self, fps: float) -> float:
         """Frames per second of the file, for the rate that the model is told."""

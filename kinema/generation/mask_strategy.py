@@ -236,9 +236,8 @@ def overlap_frames(length: int, num_frames: int, vae: VAEConfig) -> int:
     """
     total = vae.latent_size(num_frames, vae.spatial_stride, vae.spatial_stride)[0]
     chunk = vae.micro_frame_size
-    if chunk is not None and num_frames >= chunk:
-        step = vae.latent_size(chunk, vae.spatial_stride, vae.spatial_stride)[0]
-        frames_per_step = chunk
+    if chunk is not None and vae.latent_chunk is not None and num_frames >= chunk:
+        step, frames_per_step = vae.latent_chunk, chunk
     elif vae.time_stride == 1:
         step = frames_per_step = 1
     else:

@@ -195,7 +195,7 @@ def segment_overlap(request: GenerateRequest, config: PipelineConfig) -> tuple[i
         return 0, 0
     length = request.condition_frame_length
     if length is None:
-        length = config.condition_frame_length
+        length = config.frames_taken_over
     if config.align is not None and length % config.align:
         below = length // config.align * config.align
         above = below + config.align
@@ -229,9 +229,8 @@ def _cut(path: str, info: MediaInfo, vae: VAEConfig, *, from_end: bool) -> Refer
 
 def _piece(reference: Reference, vae: VAEConfig) -> tuple[int, int]:
     """Latent frames and frames that can be encoded apart from the rest, with the same result."""
-    chunk = vae.micro_frame_size
-    if chunk is not None:
-        return vae.latent_size(chunk, vae.spatial_stride, vae.spatial_stride)[0], chunk
+    if vae.latent_chunk is not None and vae.micro_frame_size is not None:
+        return vae.latent_chunk, vae.micro_frame_size
     if vae.time_stride == 1:
         return FRAMES_AT_ONCE, FRAMES_AT_ONCE
     return reference.latent_frames, reference.num_frames

@@ -72,7 +72,7 @@ def conditions(
         num_frames: frames of a segment.
         loop: number of segments. What a clip ends with goes to the last one.
         condition_frame_length: latent frames taken from a video's start or end, as far as it has
-            them; default: `config.condition_frame_length`.
+            them; default: `config.frames_taken_over`.
 
     Raises:
         WayError: several ways at once, or a strength without a video to edit.
@@ -97,7 +97,7 @@ def conditions(
     total = vae.latent_size(num_frames, vae.spatial_stride, vae.spatial_stride)[0]
     most = condition_frame_length
     if most is None:
-        most = config.condition_frame_length
+        most = config.frames_taken_over
     name, value = next(iter(given.items()))
 
     def length(path: File) -> int:

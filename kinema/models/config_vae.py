@@ -130,6 +130,13 @@ class VideoVAEConfig:
         """Frames per latent frame (the last one of a chunk may stand for fewer)."""
         return self.vae_temporal.stride
 
+    @property
+    def latent_chunk(self) -> int | None:
+        """Latent frames of a chunk of `micro_frame_size` frames; None without chunks."""
+        if self.micro_frame_size is None:
+            return None
+        return math.ceil(self.micro_frame_size / self.time_stride)
+
     def latent_size(self, frames: int, height: int, width: int) -> LatentSize:
         """Latent (T, H, W) of a video. Sizes that the stride does not divide lose their rest."""
         whole = [math.ceil(n / self.time_stride) for n in chunks(frames, self.micro_frame_size)]
@@ -217,6 +224,11 @@ class ImageVAEConfig:
     @property
     def micro_frame_size(self) -> int | None:
         """Frames that belong together: none do."""
+        return None
+
+    @property
+    def latent_chunk(self) -> int | None:
+        """Latent frames that belong together: none do."""
         return None
 
     def latent_size(self, frames: int, height: int, width: int) -> LatentSize:

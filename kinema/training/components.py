@@ -66,6 +66,8 @@ def pipeline_config(
         buckets=data.sizes,
         fps=data.fps,
         frame_interval=data.frame_interval,
+        # As 1.2 does: an image is encoded as the beginning of a chunk, so that is where it goes.
+        align=recipe.vae.latent_chunk,
     )
 
 

@@ -210,3 +210,10 @@ def test_segments_share_what_the_model_can_take_over() -> None:
     with pytest.raises(MaskStrategyError, match="in steps of 5 latent frames, not 4") as caught:
         segment_overlap(asked(loop=2, condition_frame_length=4), aligned)
     assert caught.value.hint == "5"
+
+
+def test_a_chunk_is_taken_over_by_default() -> None:
+    assert config().frames_taken_over == 5
+    assert config(ImageVAEConfig()).frames_taken_over == 4
+    assert config(condition_frame_length=10).frames_taken_over == 10
+    assert segment_overlap(request(mask_strategy="", loop=2), config()) == (5, 17)

@@ -110,8 +110,9 @@ class Residency:
     @property
     def loaded(self) -> frozenset[str]:
         """Networks that are on the device now (`model`, `vae`, `text`): they take no new memory."""
-        if self._given is not None and self._device.type == "cpu":
-            return frozenset(("model", "vae", "text"))
+        if self._given is not None:
+            there = next(self._given.model.parameters()).device.type == self._device.type
+            return frozenset(("model", "vae", "text")) if there else frozenset()
         held = {"model": self._model, "vae": self._vae, "text": self._text}
         if self.offload != "none":
             return frozenset()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kinema.config.errors import KinemaError
 from kinema.diffusion.config import IDDPMConfig
@@ -17,6 +17,7 @@ from kinema.generation.noise import initial_noise, step_noise
 from kinema.generation.parts import Parts
 from kinema.generation.pipeline import Pipeline
 from kinema.models.transformer import ClipShape
+from kinema.parallel.compile import compile_blocks
 from tests.unit.generation.tiny import (
     FAMILIES,
     prompts_of,
@@ -207,3 +208,20 @@ def test_half_precision_keeps_half_precision_weights(family: str, dtype: str) ->
     assert linear.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     assert 0 < float((rounded - full).norm() / full.norm()) < 0.2
     assert next(half.generate_all([request])).frames.std() > 0
+
+
+@every_family
+def test_compiled_blocks_make_the_same_video(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+
+    def eagerly(model: nn.Module) -> None:
+        compiled.extend(compile_blocks(model, backend="eager"))  # traced, not generated
+
+    monkeypatch.setattr("kinema.parallel.compile.compile_blocks", eagerly)
+    config = tiny_config(family)
+    prompt = prompts_of(family)[0]
+    plain = Pipeline(config, tiny_parts(config), device="cpu")
+    fast = Pipeline(config, tiny_parts(config), device="cpu", compile=True)
+    request = plain.request(prompt, seed=1, num_sampling_steps=2)
+    assert close(fast.latents([request]), plain.latents([request]))
+    assert len(compiled) == (4 if family == "stdit3" else 2)

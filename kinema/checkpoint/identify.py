@@ -47,7 +47,7 @@ TOLD = (
 )  # fmt: skip
 """Settings that names and shapes tell of every network that has them."""
 LAYOUTS = {
-    "kinema": "names of Open-Sora and Kinema",
+    "kinema": "the released names, which are Kinema's",
     "old names": "diffusers before 0.17",
     "first authors": "layout of the first authors (ldm)",
     "diffusers": "layout of diffusers",

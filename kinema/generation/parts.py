@@ -20,14 +20,9 @@ from kinema.checkpoint.source import find_files
 from kinema.checkpoint.weights import load_released
 from kinema.config.errors import KinemaError
 from kinema.config.settings import from_dict
+from kinema.generation import released as published
 from kinema.generation.config import PipelineConfig
-from kinema.generation.released import (
-    RELEASED,
-    Released,
-    ReleasedFiles,
-    find_released,
-    locate,
-)
+from kinema.generation.released import Released, ReleasedFiles, find_released, locate
 from kinema.models.autoencoder import Autoencoder
 from kinema.models.config import CLIPTextConfig, T5TextConfig
 from kinema.models.text import TextEncoder
@@ -287,7 +282,7 @@ def find_source(
         KinemaError: see `Pipeline.from_pretrained`.
     """
     folder = Path(path)
-    if not folder.exists() and str(path) in {r.name for r in RELEASED}:
+    if not folder.exists() and str(path) in {r.name for r in published.RELEASED}:
         return ReleasedSource.find(
             find_released(str(path)), model=model, vae=vae, text=text, offline=offline
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import time
@@ -299,10 +300,14 @@ class Pipeline:
             vae_dtype=self.vae_dtype,
             offload=self.offload,
             tiling=self._tiling,
-            text_bytes=self._residency.text_encoder().memory_bytes,
+            text_bytes=self._text_bytes,
             loaded=self._residency.loaded,
             on_gpu=self.device.type == "cuda",
         )
+
+    @functools.cached_property
+    def _text_bytes(self) -> int:
+        return self._residency.text_encoder().memory_bytes
 
     # Phases. Each is a method of its own: when it returns, nothing holds its network any more.
 

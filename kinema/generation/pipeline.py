@@ -407,6 +407,9 @@ class Pipeline:
                 "python": platform.python_version(),
             },
             "batch_size": batch_size,
+            # What the text encoder got for each segment, and what references were made to fit.
+            "texts": job.texts,
+            "notes": list(job.plan.notes),
             "seconds": {name: round(value, 3) for name, value in job.seconds.items()},
         }
         fps = self.config.played_fps(job.request.fps)

@@ -306,7 +306,10 @@ def test_the_command_line_makes_what_python_makes(here: Path, tmp_path: Path) ->
     assert result.exit_code == 0, result.output
     (video,) = out.glob("*.mp4")
     assert video.name in result.output
-    sidecar = json.loads(video.with_suffix(".json").read_text())["request"]
+    about = json.loads(video.with_suffix(".json").read_text())
+    assert about["texts"] == [f"{t} aesthetic score: 6.5." for t in ("a kite", "a boat")]
+    assert any("b.png is 48x32; it is resized" in note for note in about["notes"])
+    sidecar = about["request"]
     assert sidecar["references"] == ["v.mp4", "b.png"]
     assert sidecar["mask_strategy"] == "0,0,-1,0,1,0;1,1,0,-1,1,0"
     assert (sidecar["loop"], sidecar["aes"]) == (2, 6.5)

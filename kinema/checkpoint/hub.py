@@ -105,8 +105,10 @@ def _local(wanted: Wanted) -> Path | None:
         inner = path / wanted.published.files[0]
         if path.is_dir() and len(PurePosixPath(wanted.published.files[0]).parts) > 1:
             # A copy of the whole repository, whose weights lie in a folder of it.
-            return (inner.parent if wanted.folder else inner) if inner.exists() else path
-        return path
+            if inner.exists():
+                return inner.parent if wanted.folder else inner
+        part = path / wanted.within
+        return part if wanted.within and part.is_dir() else path
     named = None if isinstance(wanted.given, Path) else NAME.fullmatch(wanted.given)
     if named is None or (named["file"] is None and Path(named["repo"]).suffix in SUFFIXES):
         raise HubError(

@@ -40,5 +40,7 @@ class Wanted:
     given: str | Path | None = None
     """A path, `owner/repository`, or `owner/repository/file`, with `@revision` if wanted; None:
     as published."""
+    within: str = ""
+    """Where this part is in a folder of diffusers' that holds a whole pipeline."""
     folder: bool = False
     """The folder of the files is handed on, not the first file."""

@@ -49,7 +49,17 @@ def models(
         print(json.dumps(rows, indent=2))
         return
     _table(
-        ("name", "of", "parameters", "autoencoder", "text", "sizes", "frames", "weights here"),
+        (
+            "name",
+            "of",
+            "parameters",
+            "autoencoder",
+            "text",
+            "trained on",
+            "only extrapolates to",
+            "several GPUs for",
+            "weights",
+        ),
         [
             (
                 row["name"],
@@ -57,14 +67,18 @@ def models(
                 f"{row['parameters'] / 1e6:,.0f}M",
                 row["vae"],
                 row["text_encoder"],
-                _span([t["resolution"] for t in row["trained"]]),
-                _frames(row["trained"]),
+                f"{_span([t['resolution'] for t in row['trained']])}: {_frames(row['trained'])}",
+                _beyond(row["extrapolates"]),
+                _beyond(row["several_gpus"]),
                 _here(row["weights"]),
             )
             for row in rows
         ],
     )
-    print("\n`kinema models NAME` tells all about one; Open-Sora 2.0 follows in a later version.")
+    print(
+        "\nweights: what is not here yet. `kinema models NAME` tells all about one; Open-Sora 2.0 "
+        "follows in a later version."
+    )
 
 
 def _facts(released: Released) -> dict[str, Any]:
@@ -299,12 +313,18 @@ def _frames_in_words(count: int) -> str:
     return "one image" if count == 1 else f"{count} frames"
 
 
+def _beyond(rows: list[dict[str, Any]]) -> str:
+    return "; ".join(f"{r['resolution']} {', '.join(map(str, r['frames']))}" for r in rows) or "-"
+
+
 def _here(weights: dict[str, Any]) -> str:
-    """How many of the parts are in the hub's cache."""
+    """What is wanted, and how many of the parts are in the hub's cache."""
     whole = [role for role, place in weights.items() if all(place["files"].values())]
     if len(whole) == len(weights):
-        return "all"
-    return ", ".join(whole) or "none"
+        return "all here"
+    missing = [role for role in weights if role not in whole]
+    first = weights[missing[0]]["repository"]
+    return first + (f" and {', '.join(missing[1:])}" if len(missing) > 1 else "")
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

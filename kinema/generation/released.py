@@ -507,8 +507,10 @@ def wanted(
 ) -> dict[str, Wanted]:
     """What `locate` looks for, by its role: model, vae, text."""
     roles = {
-        "model": Wanted("the transformer", "--ckpt-path", released.model, ckpt),
-        "vae": Wanted("the autoencoder", "--vae", released.vae, vae),
+        "model": Wanted(
+            "the transformer", "--ckpt-path", released.model, ckpt, within="transformer"
+        ),
+        "vae": Wanted("the autoencoder", "--vae", released.vae, vae, within="vae"),
     }
     if released.text is not None:
         roles["text"] = Wanted("the text encoder", "--text", released.text, text, folder=True)

@@ -50,14 +50,14 @@ def test_the_list(cache: Path) -> None:
     put(cache, "stabilityai/sd-vae-ft-ema", "diffusion_pytorch_model.safetensors")
     put(cache, "maxin-cn/Latte", "ucf101.pt")
     lines = run().stdout.splitlines()
-    rows = {line.split()[0]: line for line in lines[1:] if line and not line.startswith("`")}
+    rows = {line.split()[0]: line for line in lines[1:-2]}
     assert list(rows) == [r.name for r in RELEASED]
     assert "1,208M" in rows["opensora-1.2"]
-    assert "144p to 2048" in rows["opensora-1.2"]
-    assert "image, 51 to 408" in rows["opensora-1.2"]
-    assert rows["opensora-1.2"].endswith("none")
-    assert rows["opensora-1.1"].endswith("vae")
-    assert rows["latte-xl2-ucf101"].endswith("all")
+    assert "144p to 2048: image, 51 to 408" in rows["opensora-1.2"]
+    assert rows["opensora-1.2"].count("480p 408; 720p 204, 408") == 2
+    assert rows["opensora-1.2"].endswith("  hpcai-tech/OpenSora-STDiT-v3 and vae, text")
+    assert rows["opensora-1.1"].endswith("  hpcai-tech/OpenSora-STDiT-v2-stage3 and text")
+    assert rows["latte-xl2-ucf101"].endswith("  all here")
     assert "classes 0-999" in rows["dit-xl2-256"]
     assert "Open-Sora 2.0 follows" in lines[-1]
 

@@ -116,3 +116,13 @@ def test_flags_are_those_of_generate() -> None:
     assert {role: w.flag for role, w in roles.items()} == {
         "model": "--ckpt-path", "vae": "--vae", "text": "--text",
     }  # fmt: skip
+
+
+def test_a_whole_pipeline_of_diffusers_is_a_place(tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "vae").mkdir()
+    for name in ("dit-xl2-256", "pixart-sigma-512"):
+        found = locate(
+            find_released(name), ckpt=tmp_path, vae=tmp_path, text=tmp_path, offline=True
+        )
+        assert (found.model, found.vae) == (tmp_path / "transformer", tmp_path / "vae")

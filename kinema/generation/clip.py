@@ -125,7 +125,7 @@ def free_names(
 def default_stem(request: GenerateRequest) -> str:
     """`a-red-kite-seed1`, with `-2` for the second sample."""
     sample = f"-{request.sample + 1}" if request.sample else ""
-    return f"{slug(request.prompt)}-seed{request.seed}{sample}"
+    return f"{slug(request.refined_from or request.prompt)}-seed{request.seed}{sample}"
 
 
 def free_name(folder: Path, request: GenerateRequest) -> Path:

@@ -72,7 +72,7 @@ def parse(text: str | None) -> tuple[Placement, ...]:
 
 def notation(placements: Sequence[Placement]) -> str:
     """The text that `parse` reads."""
-    return ";".join(",".join(f"{value:g}" for value in astuple(p)) for p in placements)
+    return ";".join(",".join(_number(value) for value in astuple(p)) for p in placements)
 
 
 def check(
@@ -281,6 +281,10 @@ def _parse_entry(entry: str, text: str) -> Placement:
             hint="0 (the first reference's first frame begins the clip), or such as 0,0,-5,0,5,0.2",
         ) from None
     return replace(Placement(*whole), edit_ratio=ratio)
+
+
+def _number(value: float) -> str:
+    return str(value).removesuffix(".0")
 
 
 def _require(p: Placement, name: str, value: int, low: int, high: int, reason: str) -> None:

@@ -184,8 +184,17 @@ def read_prompts(path: Path) -> list[PromptLine]:
     except UnicodeDecodeError:
         raise PromptError("is not a UTF-8 text file", where=str(path)) from None
     suffix = path.suffix.lower()
+    if suffix == ".json":
+        raise PromptError(
+            "is one JSON document; prompts come as one object per line",
+            where=str(path),
+            hint="a .jsonl, .csv or .txt file",
+        )
     if suffix == ".csv":
-        rows = list(csv.DictReader(io.StringIO(content)))
+        try:
+            rows = list(csv.DictReader(io.StringIO(content)))
+        except csv.Error as error:
+            raise PromptError(f"is no CSV ({error})", where=str(path)) from None
         found = [_row(row, f"{path}, row {i}") for i, row in enumerate(rows, start=1)]
     elif suffix == ".jsonl":
         found = [_json_line(line, where) for line, where in _lines(content, path)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,8 @@ def test_names_say_prompt_and_seed_and_are_free(tmp_path: Path) -> None:
         prompt="A red kite!", width=32, height=32, num_frames=17, seed=3, sample=1
     )
     assert free_name(tmp_path, second).name == "a-red-kite-seed3-2.mp4"
+    refined = replace(second, prompt="A long description", refined_from="A red kite!")
+    assert free_name(tmp_path, refined).name == "a-red-kite-seed3-2.mp4"
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ def test_notation_is_read_and_written() -> None:
     assert parse(text) == (Placement(0, 0, -5, 0, 5, 0.25), Placement(2, 1, 0, -1, 1, 0.0))
     assert notation(parse(text)) == text
     assert parse("") == ()
+    exact = Placement(0, 0, 1234567, 0, 1, 1 / 3)
+    assert parse(notation([exact])) == (exact,)
 
 
 @pytest.mark.parametrize("text", ["a", "0,,1", ";", "0;", "1.5", "0,0,0,0,1,x"])

@@ -115,6 +115,8 @@ def test_files_of_prompts(name: str, content: str, tmp_path: Path) -> None:
         ("p.csv", "prompt,seed\na,1\n", "unknown column 'seed'"),
         ("p.csv", "prompt\na\n  \n", "row 2: has no prompt"),
         ("p.csv", "prompt,mask_strategy\na,0,1\n", "unknown column None"),
+        ("p.csv", 'prompt\n"' + "a" * 200_000, "is no CSV"),
+        ("p.json", '[{"prompt": "a"}]', "one object per line"),
         ("p.jsonl", "nonsense\n", "line 1: is no JSON"),
         ("p.jsonl", "[1]\n", "is no JSON object"),
         ("p.jsonl", '{"prompt": "a", "mask_strategy": 3}\n', "not a text"),

@@ -103,10 +103,9 @@ def _local(wanted: Wanted) -> Path | None:
     path = Path(wanted.given).expanduser()
     if path.exists():
         inner = path / wanted.published.files[0]
-        if path.is_dir() and len(PurePosixPath(wanted.published.files[0]).parts) > 1:
-            # A copy of the whole repository, whose weights lie in a folder of it.
-            if inner.exists():
-                return inner.parent if wanted.folder else inner
+        # A copy of a whole repository whose weights lie in a folder of it.
+        if len(PurePosixPath(wanted.published.files[0]).parts) > 1 and inner.exists():
+            return inner.parent if wanted.folder else inner
         part = path / wanted.within
         return part if wanted.within and part.is_dir() else path
     named = None if isinstance(wanted.given, Path) else NAME.fullmatch(wanted.given)

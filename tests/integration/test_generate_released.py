@@ -15,7 +15,6 @@ from kinema.checkpoint.convert import convert
 from kinema.checkpoint.weights import save_weights
 from kinema.cli.main import app
 from kinema.config.errors import KinemaError
-from kinema.generation import parts as generation_parts
 from kinema.generation import released as table
 from kinema.generation.config import PipelineConfig, TextComponent
 from kinema.generation.parts import Parts
@@ -72,8 +71,7 @@ class Tiny:
         ).files[0]
 
     def register(self, monkeypatch: Any) -> None:
-        for module in (table, generation_parts):
-            monkeypatch.setattr(module, "RELEASED", (*table.RELEASED, self.entry))
+        monkeypatch.setattr(table, "RELEASED", (*table.RELEASED, self.entry))
 
     def flags(self) -> list[str]:
         flags = ["--model", self.name, "--ckpt-path", str(self.model_file), "--offline"]

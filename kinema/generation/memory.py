@@ -29,6 +29,7 @@ from kinema.models.build import build_transformer
 from kinema.models.config import (
     ClassTextConfig,
     CLIPTextConfig,
+    T5TextConfig,
     TextConfig,
     Tiling,
     TransformerConfig,
@@ -92,12 +93,18 @@ class MemoryEstimate:
 
     def summary(self) -> str:
         """Total and parts in words."""
-        return f"{_gib(self.total)} ({self.describe()})"
+        return f"{in_words(self.total)} ({self.describe()})"
 
     def describe(self) -> str:
-        """Weights + activations of each phase, in GiB."""
-        parts = {"text": self.text, "sampling": self.sampling, "autoencoder": self.vae}
-        shown = [f"{name} {_gib(n.weights)} + {_gib(n.activations)}" for name, n in parts.items()]
+        """Weights and activations of each network."""
+        parts = {
+            "text encoder": self.text,
+            "transformer": self.sampling,
+            "autoencoder": self.vae,
+        }
+        shown = [
+            f"{name} {in_words(n.weights)} + {in_words(n.activations)}" for name, n in parts.items()
+        ]
         return f"weights + activations: {', '.join(shown)}; offload {self.offload}"
 
 
@@ -178,7 +185,7 @@ def require_memory(
     if estimate.total <= free:
         return
     raise TooLittleMemoryError(
-        f"this needs about {estimate.summary()}, and {_gib(free)} is free on {device}",
+        f"this needs about {estimate.summary()}, and {in_words(free)} is free on {device}",
         where="memory",
         hint=_suggestion(settings, request, config, free),
     )
@@ -195,6 +202,10 @@ def _suggestion(
         changes.append(("--dtype bf16", {"dtype": "bf16", "vae_dtype": "bf16"}))
     if settings.offload == "none":
         changes.append(("--offload phase", {"offload": "phase", "loaded": frozenset()}))
+    text = config.text.config
+    if isinstance(text, T5TextConfig) and text.precision != "int8":
+        int8_bytes = settings.text_bytes // (4 if text.precision == "fp32" else 2)
+        changes.append(("--text-dtype int8", {"text_bytes": int8_bytes}))
     if settings.tiling is None:
         changes.append(("--tiling", {"tiling": Tiling()}))
     if settings.offload != "layers":
@@ -336,5 +347,6 @@ def _without(need: Need, loaded: bool) -> Need:
     return Need(0, need.activations) if loaded else need
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def in_words(size: int) -> str:
+    """`8.9 GiB`, `340 MiB`."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

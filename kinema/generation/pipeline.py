@@ -29,6 +29,7 @@ from kinema.generation.memory import (
     MemorySettings,
     estimate_memory,
     free_memory,
+    in_words,
     require_memory,
 )
 from kinema.generation.options import RequestOptions, make_request
@@ -63,7 +64,7 @@ class Plan:
     """Bytes free on the device."""
 
     def __str__(self) -> str:
-        return f"memory: about {self.estimate.summary()}, {self.free / 2**30:.1f} GiB free"
+        return f"memory: about {self.estimate.summary()}, {in_words(self.free)} free"
 
 
 class Pipeline:

@@ -149,7 +149,8 @@ def test_bad_requests_are_refused_before_weights_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("kinema.generation.parts.load_weights", _never)
+    for name in ("fill_model", "fill_vae"):
+        monkeypatch.setattr(f"kinema.generation.parts.CheckpointSource.{name}", _never)
     out = tmp_path / "out"
     code, printed, err = kinema(
         "generate", "--ckpt-path", checkpoint, "--save-dir", out, *arguments

@@ -113,7 +113,7 @@ def test_full_size_is_known_in_seconds() -> None:
     assert 2.2 < estimate.sampling.weights / gib < 2.3  # 1.2 billion numbers in two bytes
     assert 15 < estimate.sampling.activations / gib < 40
     assert 4 < estimate.vae.activations / gib < 12
-    assert "text 9.00 GiB + " in estimate.describe()
+    assert "text encoder 9.0 GiB + " in estimate.describe()
 
 
 def test_every_way_to_save_memory_shows() -> None:
@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused_with_what_would_make_it_fit() -> None:
     def hint(free: int) -> str:
         with pytest.raises(TooLittleMemoryError, match="is free on cuda:0") as caught:
             require_memory(settings, GOOD, config, free, "cuda:0")
-        assert "weights + activations: text 0.06 GiB" in str(caught.value)
+        assert "weights + activations: text encoder 64 MiB" in str(caught.value)
         return str(caught.value.hint)
 
     require_memory(settings, GOOD, config, parts.total, "cuda:0")
@@ -160,6 +160,21 @@ def test_what_does_not_fit_is_refused_with_what_would_make_it_fit() -> None:
     )
     assert hint(single.total) == "--batch-size 1 --dtype bf16 --offload phase"
     assert hint(2**20) == "a smaller size or fewer frames"
+
+
+def test_a_large_text_encoder_is_told_apart_from_the_rest() -> None:
+    config = find_released("opensora-1.2").config
+    request = GenerateRequest(prompt="a kite", width=424, height=240, num_frames=51)
+    settings = MemorySettings(dtype="bf16", vae_dtype="bf16", text_bytes=9 * 2**30)
+    with pytest.raises(TooLittleMemoryError) as caught:
+        require_memory(settings, request, config, 11 * 2**30, "cuda:0")
+    assert caught.value.hint == "--offload phase"
+    with pytest.raises(TooLittleMemoryError) as caught:
+        require_memory(settings, request, config, 6 * 2**30, "cuda:0")
+    assert caught.value.hint == "--offload layers"
+    with pytest.raises(TooLittleMemoryError) as caught:
+        require_memory(replace(settings, offload="phase"), request, config, 6 * 2**30, "cuda:0")
+    assert caught.value.hint == "--text-dtype int8"
 
 
 def test_tiny_models_are_counted_too() -> None:

@@ -175,8 +175,9 @@ def unseen_size_note(request: GenerateRequest, config: PipelineConfig) -> str | 
         return None
     seen = ", ".join(f"{b.width}x{b.height} {b.num_frames} frames" for b in config.buckets[:4])
     more = f" and {len(config.buckets) - 4} more" if len(config.buckets) > 4 else ""
+    length = "1 frame" if request.num_frames == 1 else f"{request.num_frames} frames"
     return (
-        f"this checkpoint was not trained on {wanted[0]}x{wanted[1]} with {wanted[2]} frames "
+        f"this checkpoint was not trained on {request.width}x{request.height} with {length} "
         f"(it saw {seen}{more}); expect worse videos"
     )
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from kinema.checkpoint.errors import CheckpointError, WeightsError
 from kinema.checkpoint.folder import (
-    NAME,
     STATE_FILE,
     Checkpoint,
     Section,
     checkpoint_folders,
+    is_ours,
 )
 from kinema.checkpoint.identify import Identity, describe, identify, unknown
 from kinema.checkpoint.source import TensorSource
@@ -51,7 +51,7 @@ def examine(path: str | Path) -> list[Finding]:
         KinemaError: nothing there, or it cannot be read.
     """
     path = Path(path)
-    if (path / STATE_FILE).is_file() or NAME.fullmatch(path.name) or checkpoint_folders(path):
+    if is_ours(path):
         return _checkpoint(path)
     parts = [path / name for name in PIPELINE_FOLDERS if (path / name).is_dir()]
     if parts:

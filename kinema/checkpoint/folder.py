@@ -217,6 +217,15 @@ class Checkpoint:
         return None
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a path is (what is left of) a checkpoint of ours, or a run folder with some.
+
+    Open-Sora's own training calls its folders the same, and has the weights in `model/`.
+    """
+    named = NAME.fullmatch(path.name) is not None and not (path / "model").is_dir()
+    return (path / STATE_FILE).is_file() or named or bool(checkpoint_folders(path))
+
+
 def checkpoint_folders(run: Path) -> list[Path]:
     """Folders of a run that are named as checkpoints, newest first, whole or not."""
     if not run.is_dir():

@@ -27,11 +27,11 @@ from kinema.checkpoint.errors import CheckpointError
 from kinema.checkpoint.folder import (
     DESCRIPTION,
     FORMAT,
-    NAME,
     STATE_FILE,
     Checkpoint,
     Section,
     checkpoint_folders,
+    is_ours,
 )
 from kinema.checkpoint.optimizer import write_optimizer
 from kinema.checkpoint.weights import write_weights
@@ -188,7 +188,7 @@ def resolve_weights(path: str | Path, section: Section = "model") -> Path:
         CheckpointError: as `Checkpoint.open`.
     """
     path = Path(path)
-    if (path / STATE_FILE).is_file() or NAME.fullmatch(path.name) or checkpoint_folders(path):
+    if is_ours(path):
         return Checkpoint.open(path, sections=(section,)).path
     return path
 

@@ -25,8 +25,9 @@ FOLDER_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
     "{section}/pytorch_model.bin.index.json",
+    "{section}/model.safetensors.index.json",
 )
-"""What is looked for in a folder, in this order; the last is how the original saves training."""
+"""What is looked for in a folder, in this order; the last two are how Open-Sora saves training."""
 WRAPPERS = ("state_dict", "ema", "model", "module")
 """Keys under which training programs store the tensors, in the order of preference."""
 

@@ -12,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from kinema.checkpoint.convert import convert
+from kinema.checkpoint.places import HubFiles
 from kinema.checkpoint.weights import save_weights
 from kinema.cli.main import app
 from kinema.config.errors import KinemaError
@@ -22,6 +23,7 @@ from kinema.generation.pipeline import Pipeline
 from kinema.generation.released import Released, find_released
 from kinema.models.build import build_text_encoder
 from kinema.models.config import T5TextConfig
+from tests.unit.checkpoint.loopback_hub import Hub
 from tests.unit.generation.tiny import FAMILIES, prompts_of, tiny_config, tiny_parts
 from tests.unit.models.text_folders import write_t5
 
@@ -133,3 +135,39 @@ def test_what_is_missing_is_named_before_anything_is_read(tmp_path: Path, monkey
     text = str(result.exception)
     for repository in ("OpenSora-STDiT-v3", "OpenSora-VAE-v1.2", "t5-v1_1-xxl"):
         assert repository in text
+
+
+def test_from_the_hub_and_then_without_it(tmp_path: Path, monkeypatch: Any, t5: Path) -> None:
+    """All three parts are downloaded; the second video needs no network, and is the same."""
+    tiny = Tiny("stdit3", tmp_path, t5)
+    hub = Hub()
+    hub.files = {
+        "tiny/model": {"model.safetensors": tiny.model_file.read_bytes()},
+        "tiny/vae": {"model.safetensors": tiny.vae_file.read_bytes()},
+        "tiny/t5": {p.name: p.read_bytes() for p in t5.iterdir()},
+    }
+    text = ("config.json", *(n for n in hub.files["tiny/t5"] if n != "config.json"))
+    tiny.entry = replace(
+        tiny.entry,
+        model=HubFiles("tiny/model", ("model.safetensors",)),
+        vae=HubFiles("tiny/vae", ("model.safetensors",)),
+        text=HubFiles("tiny/t5", text),
+    )
+    tiny.register(monkeypatch)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+    def frames() -> Any:
+        pipeline = Pipeline.from_pretrained(tiny.name, device="cpu")
+        return pipeline.generate("a red kite over the sea", seed=3).frames
+
+    with hub.serving():
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        first = frames()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    count = len(hub.requests)
+    assert np.array_equal(frames(), first)
+    assert len(hub.requests) == count
+    direct = Pipeline(tiny.config, tiny.parts, device="cpu")
+    assert np.array_equal(direct.generate("a red kite over the sea", seed=3).frames, first)

@@ -13,8 +13,8 @@ import torch
 from kinema.checkpoint.errors import WeightsError
 from kinema.checkpoint.examine import described, examine
 from kinema.checkpoint.identify import Identity, identify, same_network
-from kinema.checkpoint.run import save_checkpoint
-from kinema.checkpoint.weights import save_weights
+from kinema.checkpoint.run import resolve_weights, save_checkpoint
+from kinema.checkpoint.weights import load_released, save_weights
 from kinema.config.settings import to_dict
 from kinema.generation.released import RELEASED, find_released
 from kinema.models.build import build_transformer
@@ -184,6 +184,31 @@ def test_a_pipeline_of_diffusers(tmp_path: Path) -> None:
     assert [f.fits for f in found] == [True, True, False]
     assert "no weights under a known name" in str(found[2].problem)
     assert described(tmp_path / "pipe") is None
+
+
+@pytest.mark.parametrize("kind", ["bin", "safetensors"])
+def test_a_checkpoint_of_open_soras_training(kind: str, tmp_path: Path) -> None:
+    """Its folders have the names of ours, and the shards in `model/`."""
+    folder = tmp_path / "outputs" / "epoch7-global_step30000"
+    (folder / "model").mkdir(parents=True)
+    state = network("stdit").state_dict()
+    if kind == "safetensors":
+        save_weights(folder / "model" / "model.safetensors", state, max_shard_bytes=20_000)
+    else:
+        names = list(state)
+        weight_map = {}
+        for i, part in enumerate((names[::2], names[1::2])):
+            file = f"pytorch_model-0000{i}.bin"
+            torch.save({n: state[n] for n in part}, folder / "model" / file)
+            weight_map |= dict.fromkeys(part, file)
+        index = folder / "model" / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"weight_map": weight_map}))
+    (found,) = examine(folder)
+    assert found.fits
+    assert resolve_weights(folder) == folder
+    loaded = on_meta("stdit")
+    load_released(loaded, folder)
+    assert all(torch.equal(t, state[n]) for n, t in loaded.state_dict().items())
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -255,9 +255,9 @@ class PinnedShelf:
     def _slot_of(self, block: Block) -> _Slot | None:
         return next((s for s in self._slots if s.block is block), None)
 
-    @staticmethod
-    def _pinned(block: Block, read: Read) -> Tensor:
-        buffer = torch.empty(block.nbytes, dtype=torch.uint8, pin_memory=True)
+    def _pinned(self, block: Block, read: Read) -> Tensor:
+        pinned = self._device.type == "cuda"  # tests stand a CPU in for a GPU
+        buffer = torch.empty(block.nbytes, dtype=torch.uint8, pin_memory=pinned)
         for place in block.places:
             place.view(buffer).copy_(read(place.name))
         return buffer
@@ -266,9 +266,9 @@ class PinnedShelf:
 class LayerStream:
     """Streams the blocks of a network while it is used; a context manager.
 
-    The order of the first pass is remembered, and from then on the next block comes while one
-    computes. A layer of a block that is called outside of the block (text keys and values, worked
-    out once for all steps) gets its own tensors alone for that call.
+    Which block followed which is remembered, so that from the second pass on the next block comes
+    while one computes. A layer of a block that is called outside of the block (text keys and
+    values, worked out once for all steps) gets its own tensors alone for that call.
 
     Args:
         network: its blocks' tensors are replaced; everything else must be on `device`.
@@ -281,8 +281,8 @@ class LayerStream:
         self._shelf: Shelf = (
             PinnedShelf(self.blocks, read, device) if device.type == "cuda" else FileShelf(read)
         )
-        self._order: list[Block] = []
-        self._after: dict[str, Block] = {}
+        self._last: Block | None = None
+        self._after: dict[str, Block] = {}  # which block came after which, the last time
         self._hooks: list[Any] = []
 
     def __enter__(self) -> LayerStream:
@@ -311,16 +311,12 @@ class LayerStream:
     def _before_block(self, block: Block) -> Callable[..., None]:
         def before(*_: object) -> None:
             self._shelf.take(block)
-            following = self._after.get(block.name)
-            if following is not None:
+            if self._last is not None:
+                self._after[self._last.name] = block
+            self._last = block
+            following = self._after.get(block.name, block)
+            if following is not block:
                 self._shelf.fetch(following)
-            elif not any(b is block for b in self._order):
-                self._order.append(block)
-                if len(self._order) == len(self.blocks):
-                    turned = [*self._order[1:], self._order[0]]
-                    self._after = {
-                        b.name: n for b, n in zip(self._order, turned, strict=True) if b is not n
-                    }
 
         return before
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import nn
 from kinema.checkpoint.reader import TensorReader
 from kinema.checkpoint.weights import save_weights
 from kinema.config.errors import KinemaError
-from kinema.generation.offload import FileShelf, LayerStream
+from kinema.generation.offload import FileShelf, LayerStream, PinnedShelf
 from kinema.generation.parts import CheckpointSource
 from kinema.generation.pipeline import Pipeline
 from tests.unit.generation.tiny import (
@@ -108,6 +110,74 @@ def test_layers_outside_of_their_block_bring_their_own_tensors(tmp_path: Path) -
         assert whole.blocks[1].other.weight.is_meta
         for block in whole.blocks:
             block(x)
+
+
+class FakeGPU:
+    """Streams and events that only write down what is asked of them, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[tuple[str, str, object]] = []
+        self.current = "compute"
+        gpu = self
+
+        class Event:
+            def record(self, stream: Stream) -> None:
+                gpu.log.append((stream.name, "record", self))
+
+        class Stream:
+            def __init__(self, device: object = None, name: str = "copy") -> None:
+                self.name = name
+
+            def wait_event(self, event: Event) -> None:
+                gpu.log.append((self.name, "wait", event))
+
+            def wait_stream(self, stream: Stream) -> None:
+                gpu.log.append((self.name, "wait", stream.name))
+
+        @contextlib.contextmanager
+        def on(stream: Stream) -> Iterator[None]:
+            yield
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "stream", on)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream(name="compute"))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+
+
+def test_the_shelf_for_gpus_has_two_slots_and_waits_on_both_sides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The logic alone: a CPU stands in for the GPU, and streams are written down, not run."""
+    gpu = FakeGPU(monkeypatch)
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Linear(4, 4))
+    whole.blocks = nn.ModuleList(nn.Linear(4, 4, dtype=torch.float64) for _ in range(5))
+    state = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
+    x = torch.randn(2, 4, dtype=torch.float64)
+    expected = [block(x) for block in whole.blocks]
+    stream = LayerStream(whole, state.__getitem__, CPU)
+    shelf = PinnedShelf(stream.blocks, state.__getitem__, CPU)
+    stream._shelf = shelf
+    with stream:
+        for _ in range(3):
+            for block, want in zip(whole.blocks, expected, strict=True):
+                assert torch.equal(block(x), want)
+        slots = [(slot.ready, slot.free) for slot in shelf._slots]
+        assert len(slots) == 2
+        log = list(gpu.log)
+        # Out of order: what came in vain makes room.
+        for number in (3, 1, 1, 4):
+            assert torch.equal(whole.blocks[number](x), expected[number])
+    # In order, each slot goes round: the copy waits until it is free and says when it is there; the
+    # computation waits for that and says when the slot is free again.
+    turn = ["copy wait free", "copy record ready", "compute wait ready", "compute record free"]
+    for ready, free in slots:
+        names = {ready: "ready", free: "free"}
+        steps = [f"{who} {what} {names[e]}" for who, what, e in log if e in names]
+        turns = len(steps) // 4
+        assert turns >= 5  # the first pass, without foresight, needs one slot only
+        assert steps[: 4 * turns] == turn * turns
 
 
 def test_networks_change_places_once_for_all_videos(

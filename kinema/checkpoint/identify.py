@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from kinema.checkpoint.known import recognise
 from kinema.checkpoint.layout import PREFIXES, Fit, Layout, Stored, detect, match
 from kinema.checkpoint.released_names import layouts_of
+from kinema.checkpoint.text_encoder_names import depth_of, text_encoder
 from kinema.models.build import build_transformer, build_vae
 from kinema.models.config import (
     DiTConfig,
@@ -98,7 +99,7 @@ def identify(
     plain = {n.removeprefix(prefix): s for n, s in shapes.items()}
     counts = dict(Counter(str(d).removeprefix("torch.") for d in dtypes.values()).most_common())
     numbers = sum(s.numel() for s in shapes.values())
-    text = _text_encoder(plain) if config is None else None
+    text = text_encoder(plain) if config is None else None
     if text is not None:
         title, ours, computed = text
         layout = Layout("transformers", {n: Stored((n,)) for n in ours}, computed).prefixed(prefix)
@@ -224,18 +225,13 @@ def _without_groups(value: Any) -> Any:
     return replace(value, num_groups=1) if isinstance(value, VAETemporalConfig) else value
 
 
-def _depth(shapes: Shapes, blocks: str) -> int:
-    numbers = (m[1] for n in shapes if (m := re.match(rf"{re.escape(blocks)}\.(\d+)\.", n)))
-    return 1 + max(int(n) for n in numbers)
-
-
 def _common(shapes: Shapes, blocks: str) -> dict[str, Any]:
     patches = shapes["x_embedder.proj.weight"]
     hidden, channels, *patch = patches
     patch = patch if len(patch) == 3 else [1, *patch]
     out = shapes["final_layer.linear.weight"][0] // math.prod(patch)
     return {
-        "depth": _depth(shapes, blocks),
+        "depth": depth_of(shapes, blocks),
         "hidden_size": hidden,
         "num_heads": max(1, hidden // HEAD_DIM) if hidden % HEAD_DIM == 0 else 1,
         "mlp_ratio": shapes[f"{blocks}.0.mlp.fc1.weight"][0] / hidden,
@@ -344,7 +340,7 @@ def _like_ours(shapes: Shapes) -> dict[str, torch.Size]:
             "y_embedder.embedding_table.weight",
     }  # fmt: skip
     found = {ours: shapes[theirs] for theirs, ours in known.items() if theirs in shapes}
-    for i in range(_depth(shapes, "transformer_blocks")):
+    for i in range(depth_of(shapes, "transformer_blocks")):
         found[f"blocks.{i}.mlp.fc1.weight"] = shapes[f"transformer_blocks.{i}.ff.net.0.proj.weight"]
     return found
 
@@ -417,81 +413,6 @@ def _temporal(shapes: Shapes) -> VAETemporalConfig:
         latent_embed_dim=shapes["temporal_vae.quant_conv.conv.weight"][1] // 2,
         embed_dim=shapes["temporal_vae.quant_conv.conv.weight"][0] // 2,
     )
-
-
-def _text_encoder(shapes: Shapes) -> tuple[str, dict[str, torch.Size], tuple[str, ...]] | None:
-    """Title, tensors and what else may be there, of T5's and CLIP's text encoders."""
-    if "encoder.block.0.layer.0.SelfAttention.q.weight" in shapes:
-        return _t5(shapes)
-    if "text_model.encoder.layers.0.self_attn.q_proj.weight" in shapes:
-        return _clip(shapes)
-    return None
-
-
-def _t5(shapes: Shapes) -> tuple[str, dict[str, torch.Size], tuple[str, ...]]:
-    depth = _depth(shapes, "encoder.block")
-    inner, width = shapes["encoder.block.0.layer.0.SelfAttention.q.weight"]
-    words = next(n for n in ("shared.weight", "encoder.embed_tokens.weight") if n in shapes)
-    gated = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight" in shapes
-    up = ("wi_0", "wi_1") if gated else ("wi",)
-    hidden = shapes[f"encoder.block.0.layer.1.DenseReluDense.{up[0]}.weight"][0]
-    bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    ours = {
-        words: torch.Size([shapes[words][0], width]),
-        bias: shapes.get(bias, torch.Size([32, inner // 64])),
-        "encoder.final_layer_norm.weight": torch.Size([width]),
-    }
-    for i in range(depth):
-        attention, mlp = f"encoder.block.{i}.layer.0", f"encoder.block.{i}.layer.1"
-        for part in "qkv":
-            ours[f"{attention}.SelfAttention.{part}.weight"] = torch.Size([inner, width])
-        ours[f"{attention}.SelfAttention.o.weight"] = torch.Size([width, inner])
-        ours[f"{attention}.layer_norm.weight"] = torch.Size([width])
-        for part in up:
-            ours[f"{mlp}.DenseReluDense.{part}.weight"] = torch.Size([hidden, width])
-        ours[f"{mlp}.DenseReluDense.wo.weight"] = torch.Size([width, hidden])
-        ours[f"{mlp}.layer_norm.weight"] = torch.Size([width])
-    title = f"T5 {'v1.1 ' if gated else ''}text encoder, {depth} layers, width {width}"
-    extra = (
-        r"decoder\..*",
-        r"lm_head\.weight",
-        r"(encoder\.)?embed_tokens\.weight",
-        "shared.weight",
-    )
-    return title, ours, extra
-
-
-def _clip(shapes: Shapes) -> tuple[str, dict[str, torch.Size], tuple[str, ...]]:
-    layers = "text_model.encoder.layers"
-    depth = _depth(shapes, layers)
-    width = shapes[f"{layers}.0.self_attn.q_proj.weight"][0]
-    hidden = shapes[f"{layers}.0.mlp.fc1.weight"][0]
-    words, places = (f"text_model.embeddings.{n}_embedding.weight" for n in ("token", "position"))
-    ours = {
-        words: torch.Size([shapes[words][0], width]),
-        places: torch.Size([shapes[places][0], width]),
-    }
-
-    def linear(name: str, rows: int, columns: int) -> None:
-        ours[f"{name}.weight"], ours[f"{name}.bias"] = (
-            torch.Size([rows, columns]),
-            torch.Size([rows]),
-        )
-
-    def norm(name: str) -> None:
-        ours[f"{name}.weight"] = ours[f"{name}.bias"] = torch.Size([width])
-
-    for i in range(depth):
-        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            linear(f"{layers}.{i}.self_attn.{part}", width, width)
-        linear(f"{layers}.{i}.mlp.fc1", hidden, width)
-        linear(f"{layers}.{i}.mlp.fc2", width, hidden)
-        norm(f"{layers}.{i}.layer_norm1")
-        norm(f"{layers}.{i}.layer_norm2")
-    norm("text_model.final_layer_norm")
-    extra = (r"vision_model\..*", r"(visual|text)_projection\.weight", "logit_scale",
-             r"text_model\.embeddings\.position_ids")  # fmt: skip
-    return f"CLIP text encoder, {depth} layers, width {width}", ours, extra
 
 
 def _any_match(patterns: tuple[str, ...], name: str) -> bool:

@@ -99,7 +99,10 @@ def identify(
     plain = {n.removeprefix(prefix): s for n, s in shapes.items()}
     counts = dict(Counter(str(d).removeprefix("torch.") for d in dtypes.values()).most_common())
     numbers = sum(s.numel() for s in shapes.values())
-    text = text_encoder(plain) if config is None else None
+    try:
+        text = text_encoder(plain) if config is None else None
+    except (KeyError, ValueError):
+        return None  # half an encoder
     if text is not None:
         title, ours, computed = text
         layout = Layout("transformers", {n: Stored((n,)) for n in ours}, computed).prefixed(prefix)

@@ -17,7 +17,11 @@ def depth_of(shapes: Shapes, blocks: str) -> int:
 
 
 def text_encoder(shapes: Shapes) -> tuple[str, dict[str, torch.Size], tuple[str, ...]] | None:
-    """Title, tensors and what else may be there, of T5's and CLIP's text encoders."""
+    """Title, tensors and what else may be there, of T5's and CLIP's text encoders.
+
+    Raises:
+        KeyError, ValueError: it is one of them, but tensors that tell its size are missing.
+    """
     if "encoder.block.0.layer.0.SelfAttention.q.weight" in shapes:
         return _t5(shapes)
     if "text_model.encoder.layers.0.self_attn.q_proj.weight" in shapes:
@@ -28,7 +32,7 @@ def text_encoder(shapes: Shapes) -> tuple[str, dict[str, torch.Size], tuple[str,
 def _t5(shapes: Shapes) -> tuple[str, dict[str, torch.Size], tuple[str, ...]]:
     depth = depth_of(shapes, "encoder.block")
     inner, width = shapes["encoder.block.0.layer.0.SelfAttention.q.weight"]
-    words = next(n for n in ("shared.weight", "encoder.embed_tokens.weight") if n in shapes)
+    words = "shared.weight" if "shared.weight" in shapes else "encoder.embed_tokens.weight"
     gated = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight" in shapes
     up = ("wi_0", "wi_1") if gated else ("wi",)
     hidden = shapes[f"encoder.block.0.layer.1.DenseReluDense.{up[0]}.weight"][0]

@@ -138,6 +138,9 @@ def test_a_file_with_a_decoder_is_a_text_encoder_as_well() -> None:
     found = identified(shapes)
     assert found.title == "T5 text encoder, 1 layers, width 16"
     assert found.fits
+    for needed in ("shared.weight", f"{block}1.DenseReluDense.wi.weight"):
+        half = {n: s for n, s in shapes.items() if n != needed}
+        assert identify(half, dict.fromkeys(half, torch.float32)) is None
 
 
 def checkpoint(run: Path, components: dict[str, Any], name: str = "stdit3") -> Path:

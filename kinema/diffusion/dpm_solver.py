@@ -111,20 +111,18 @@ class DPMSolver(IDDPM):
         # float64: lambdas of neighbours are subtracted. All samples have the same times.
         times = schedule.time(timesteps[:, 0].double().cpu())
         times = torch.cat([times, times.new_tensor([1.0 / self.config.num_timesteps])])
-        alpha, sigma = schedule.alpha(times), schedule.sigma(times)
+        alpha, sigma = schedule.alpha(times).tolist(), schedule.sigma(times).tolist()
         lambdas = schedule.lambda_(times).tolist()
         before: Tensor | None = None  # the clip that the step before predicted
         for step, t in enumerate(timesteps):
             epsilon = network(z, t, None)[:, : z.shape[1]].float()
-            a, s = float(alpha[step]), float(sigma[step])
-            clip = (z - s * epsilon) / a
+            clip = (z - sigma[step] * epsilon) / alpha[step]
             h = lambdas[step + 1] - lambdas[step]
             towards = clip
             if before is not None and not self._first_order(step, steps):
                 ratio = (lambdas[step] - lambdas[step - 1]) / h
                 towards = clip + (clip - before) / (2.0 * ratio)
-            a_next, s_next = float(alpha[step + 1]), float(sigma[step + 1])
-            z = (s_next / s) * z - a_next * math.expm1(-h) * towards
+            z = sigma[step + 1] / sigma[step] * z - alpha[step + 1] * math.expm1(-h) * towards
             before = clip
             if on_step is not None:
                 on_step(step + 1)

@@ -198,6 +198,8 @@ class IDDPM:
         schedule = self._schedule(visited, z.device)
         # The step, counted down to 0, that a frame is noised before; above all for noise.
         begins = None if mask is None else (mask.float() * steps).int()
+        # Asked of the device once, not in every step.
+        begun = set() if begins is None else set(begins.flatten().tolist())
         x, x_mask = z, None
         for step, t in enumerate(timesteps):
             left = steps - 1 - step
@@ -205,7 +207,7 @@ class IDDPM:
             if begins is not None:
                 x_mask, fresh = begins > left, begins == left
                 x = z
-                if fresh.any():
+                if left in begun:
                     x = torch.where(
                         _per_frame(fresh), _noised(schedule, index, z, noise(steps + step)), z
                     )

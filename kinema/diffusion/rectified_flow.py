@@ -7,7 +7,7 @@ timesteps by size follows Esser et al., "Scaling Rectified Flow Transformers" (2
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -202,16 +202,20 @@ class RectifiedFlow:
         n = self.config.num_timesteps
         z = z.float()
         following = torch.cat([timesteps[1:], torch.zeros_like(timesteps[:1])])
-        generated = None if mask is None else mask == 1.0  # frames that are on the path already
+        x_masks: Sequence[Tensor | None] = [None] * len(timesteps)
+        joining: dict[int, Tensor] = {}  # frames that a step finds clean, and noises first
+        if mask is not None:
+            generated = mask * n >= timesteps[:, :, None]  # [steps, B, T]
+            fresh = generated & ~torch.cat([(mask == 1.0)[None], generated[:-1]])
+            # Asked of the device once, not in every step.
+            steps = fresh.flatten(1).any(dim=1).nonzero().flatten().tolist()
+            joining = {step: fresh[step] for step in steps}
+            x_masks = generated.unbind()
         for step, (t, t_next) in enumerate(zip(timesteps, following, strict=True)):
-            x_mask = None
-            if mask is not None and generated is not None:
-                x_mask = mask * n >= t[:, None]
-                fresh = x_mask & ~generated
-                if fresh.any():
-                    assert noise is not None, "a mask between 0 and 1 needs noise"
-                    z = self.add_noise(z, noise(step), t, fresh)
-                generated = x_mask
+            x_mask = x_masks[step]
+            if step in joining:
+                assert noise is not None, "a mask between 0 and 1 needs noise"
+                z = self.add_noise(z, noise(step), t, joining[step])
             v = network(z, t, x_mask)[:, : z.shape[1]].float()
             moved = z + v * ((t - t_next) / n).view(-1, 1, 1, 1, 1)
             z = moved if x_mask is None else torch.where(_per_frame(x_mask), moved, z)

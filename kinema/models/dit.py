@@ -62,14 +62,18 @@ class LabelEmbedder(nn.Module):
         self.embedding_table = Embedding(num_classes + with_null, dim)
 
     def forward(self, y: Tensor) -> Tensor:
-        """Numbers of classes, int `[B]`, to `[B, dim]` fp32."""
+        """Numbers of classes, int `[B]`, to `[B, dim]` fp32.
+
+        Those that come on a GPU were checked before, as `ClassTextEncoder` does: one too large
+        ends the process there.
+        """
         if y.is_floating_point() or y.ndim != 1:
             raise KinemaError(
                 f"the model takes one class number for each sample, not {tuple(y.shape)} {y.dtype}",
                 where="model.condition",
                 hint="use text type `classes`",
             )
-        if not y.is_meta:
+        if y.device.type == "cpu":  # on a GPU that would be a wait in every training step
             self._require_known(y)
         # The sum with the timestep feeds every block: fp32.
         return self.embedding_table(y).float()
@@ -87,7 +91,6 @@ class LabelEmbedder(nn.Module):
         return torch.where(drop, self.null(len(y)).to(y), y)
 
     def _require_known(self, y: Tensor) -> None:
-        # On a GPU a number too large would end the process, so the wait is worth it.
         for number in y.tolist():
             if not 0 <= number < self.embedding_table.num_embeddings:
                 raise KinemaError(
@@ -217,7 +220,8 @@ class _DiTBase(Transformer):
             `[B, out_channels, T, H, W]` fp32.
 
         Raises:
-            KinemaError: a class that does not exist; text features of another kind or width.
+            KinemaError: a class that does not exist (on the CPU); text features of another kind or
+                width.
         """
         if not isinstance(y, EmbeddedCondition):
             y = self.prepare_text(y)

@@ -33,14 +33,16 @@ def test_off_loaded_is_the_same_to_the_bit(family: str, tmp_path: Path) -> None:
     every = []
     for offload in ("none", "phase", "layers"):
         pipeline = Pipeline.from_pretrained(run, offload=offload, device="cpu")
-        requests = [pipeline.request(p, seed=i) for i, p in enumerate(prompts_of(family)[:2])]
+        requests = [
+            pipeline.request(p, seed=i, num_sampling_steps=2)
+            for i, p in enumerate(prompts_of(family)[:2])
+        ]
         clips = list(pipeline.generate_all(requests))
         assert [clip.number for clip in clips] == [0, 1]
         assert clips[0].record["offload"] == offload
-        every.append((pipeline.latents(requests[:1]), [clip.frames for clip in clips]))
-    for latents, frames in every[1:]:
-        assert torch.equal(latents, every[0][0])
-        assert all((a == b).all() for a, b in zip(frames, every[0][1], strict=True))
+        every.append([clip.frames for clip in clips])
+    for frames in every[1:]:
+        assert all((a == b).all() for a, b in zip(frames, every[0], strict=True))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -56,7 +56,7 @@ def modules_named(model: nn.Module, patterns: Sequence[str], *, where: str) -> d
     found = {
         name: module
         for name, module in model.named_modules()
-        if any(_matches(name, pattern) for pattern in patterns)
+        if any(is_below(name, p) and name.count(".") == p.count(".") for p in patterns)
     }
     if not found:
         raise KinemaError(
@@ -77,6 +77,7 @@ class _Recomputed(nn.Module):
         )
 
 
-def _matches(name: str, pattern: str) -> bool:
+def is_below(name: str, pattern: str) -> bool:
+    """Whether a dotted name begins with a pattern, part by part; `*` stands for one part."""
     parts, wanted = name.split("."), pattern.split(".")
-    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+    return len(parts) >= len(wanted) and all(map(fnmatchcase, parts, wanted))

@@ -167,8 +167,12 @@ class TrainRecipe:
     """Arithmetic of the networks; weights, their average and the optimizer stay float32."""
     recompute: bool = False
     """Recompute activations in the backward pass: less memory for a third more work."""
+    compile: bool = False
+    """Compile the blocks with `torch.compile`: faster steps after minutes of waiting at the first
+    of each shape."""
     freeze: tuple[str, ...] = ()
-    """Beginnings of the names of parameters that are not trained."""
+    """Modules or parameters that are not trained, by name; `*` stands for one part of a dotted
+    name (`blocks.*.cross_attn`)."""
     accumulation: int = 1
     """Micro-batches per rank and step; each weighs the same."""
 

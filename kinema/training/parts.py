@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from kinema.models.config import ClassTextConfig, VAEConfig
 from kinema.models.text import TextEncoder
 from kinema.models.vae import VideoVAE
 from kinema.models.vae_init import start_as_block_means
-from kinema.parallel.recompute import apply_recompute
+from kinema.parallel.recompute import TRANSFORMER_BLOCKS, apply_recompute, is_below
 from kinema.training.config import RANDOM_WEIGHTS, TrainRecipe, VAETask
 from kinema.training.encode import TextSource
 
@@ -42,6 +43,7 @@ def build_model(recipe: TrainRecipe, device: torch.device) -> nn.Module:
     Raises:
         ConfigError: `freeze` names nothing, or leaves nothing to train.
     """
+    blocks = VAE_BLOCKS if isinstance(recipe.task, VAETask) else TRANSFORMER_BLOCKS
     # The same weights on every rank and in every run of this seed, whatever ran before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -55,19 +57,37 @@ def build_model(recipe: TrainRecipe, device: torch.device) -> nn.Module:
         else:
             assert recipe.model is not None
             model = build_transformer(recipe.model)
-    for beginning in recipe.freeze:
-        chosen = [p for name, p in model.named_parameters() if name.startswith(beginning)]
+    freeze(model, recipe.freeze)
+    if recipe.recompute:
+        apply_recompute(model, blocks)
+    if recipe.compile:
+        from kinema.parallel.compile import compile_blocks  # a second to import
+
+        compile_blocks(model, blocks)
+    return model.to(device)
+
+
+def freeze(model: nn.Module, names: Sequence[str]) -> None:
+    """Switch gradients off for parts of a model.
+
+    Args:
+        names: of modules or parameters; `*` stands for one part of a dotted name.
+
+    Raises:
+        ConfigError: a name that nothing has, or nothing is left to train.
+    """
+    for wanted in names:
+        chosen = [p for name, p in model.named_parameters() if is_below(name, wanted)]
         if not chosen:
-            raise ConfigError(f"no parameter's name begins with {beginning!r}", where="freeze")
+            raise ConfigError(
+                f"no parameter is named {wanted!r}, or lies below that name",
+                where="freeze",
+                hint="whole parts of names: x_embedder, blocks.*.cross_attn",
+            )
         for parameter in chosen:
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError("nothing is left to train", where="freeze")
-    if recipe.recompute and isinstance(recipe.task, VAETask):
-        apply_recompute(model, VAE_BLOCKS)
-    elif recipe.recompute:
-        apply_recompute(model)
-    return model.to(device)
 
 
 @dataclass(frozen=True)

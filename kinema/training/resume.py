@@ -32,7 +32,15 @@ MAY_CHANGE = (
 """Keys (and all below them) that `--load` takes from the new recipe. Another manifest under
 `data.path` must hold the same rows: the data position carries its fingerprint."""
 
-MAY_CHANGE_WITH_NEW_POSITION = ("data", "accumulation", "recompute", "seed", "text_cache", "name")
+MAY_CHANGE_WITH_NEW_POSITION = (
+    "data",
+    "accumulation",
+    "recompute",
+    "compile",
+    "seed",
+    "text_cache",
+    "name",
+)
 """What `--load --start-from-scratch` takes besides: the data position starts anew."""
 
 

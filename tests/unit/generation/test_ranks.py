@@ -65,10 +65,10 @@ def test_names_are_all_different_and_new(tmp_path: Path) -> None:
 
 
 def test_a_failure_names_its_process() -> None:
-    with pytest.raises(KinemaError, match="^broken$"), together(worlds(1)[0]):
+    with pytest.raises(KinemaError, match=r"^broken$"), together(worlds(1)[0]):
         raise KinemaError("broken")
     with (
-        pytest.raises(RankError, match="a.png: process 1 of 2: broken") as caught,
+        pytest.raises(RankError, match=r"a\.png: process 1 of 2: broken") as caught,
         together(worlds(2)[1]),
     ):
         raise KinemaError("broken", where="a.png", hint="mend it")

@@ -38,6 +38,7 @@ from kinema.generation.precision import (
     DTYPES,
     check_dtype,
     matmul_precision,
+    name_of,
     vae_dtype_for,
     with_attention,
     with_text_dtype,
@@ -50,6 +51,8 @@ from kinema.models.config import T5TextConfig, Tiling
 from kinema.parallel.world import World
 
 Batch = list[Job]
+WAITING_BYTES = 4 * 2**30
+"""Most that finished segments of unfinished videos may take in host memory."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ class Pipeline:
         self.config = config
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         given = isinstance(parts, Parts) and dtype is None
+        if isinstance(parts, Parts) and dtype is None:
+            dtype = name_of(next(parts.model.parameters()).dtype)
         self.dtype = check_dtype(dtype or "fp32")
         self.vae_dtype = check_dtype(vae_dtype) if vae_dtype else vae_dtype_for(self.dtype)
         self.offload = check_offload(offload)
@@ -221,8 +226,8 @@ class Pipeline:
         if not jobs:
             return
         captions = self._encode_captions([job for batch in jobs for job in batch])
-        together = [jobs] if self.offload != "none" else [[batch] for batch in jobs]
-        for group in together:
+        groups = [[batch] for batch in jobs] if self.offload == "none" else _groups(jobs)
+        for group in groups:
             yield from self._make(group, captions, on_step)
 
     def check(
@@ -390,7 +395,10 @@ class Pipeline:
                     with self._timed("decode", [job]), matmul_precision(self.vae_dtype):
                         job.decode(vae, segment, self.device)
                     if segment + 1 == job.request.loop:
-                        yield self._clip(job, len(batch))
+                        clip = self._clip(job, len(batch))
+                        job.forget()  # of many videos, only what is still needed stays
+                        yield clip
+                        del clip
 
     def _clip(self, job: Job, batch_size: int) -> Clip:
         text = self.config.text.config
@@ -445,6 +453,21 @@ def _alike(request: GenerateRequest) -> object:
         condition_frame_length=None,
         condition_frame_edit=0.0,
     )
+
+
+def _groups(batches: list[Batch]) -> list[list[Batch]]:
+    """Batches whose phases run together: all, but that frames of long videos wait for the segments
+    still to come, and must not fill the memory meanwhile."""
+    groups: list[list[Batch]] = []
+    room = 0
+    for batch in batches:
+        waiting = sum(job.waiting_bytes for job in batch)
+        if not groups or waiting > room:
+            groups.append([])
+            room = WAITING_BYTES
+        groups[-1].append(batch)
+        room -= waiting
+    return groups
 
 
 def _latents(job: Job) -> Tensor:

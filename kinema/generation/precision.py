@@ -76,6 +76,11 @@ def with_text_dtype(config: PipelineConfig, name: str) -> PipelineConfig:
     raise KinemaError(f"text_dtype is {name!r}", hint=f"one of {', '.join(known)}")
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """The name of the precision with weights of this kind; float32 is `fp32`."""
+    return next(name for name, kind in DTYPES.items() if kind == dtype)
+
+
 def vae_dtype_for(dtype: str) -> str:
     """The autoencoder's precision where only the transformer's is given.
 

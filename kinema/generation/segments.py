@@ -86,9 +86,20 @@ class Job:
                 self.request.condition_frame_edit,
             )
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Most that its finished segments take while others are to come."""
+        request = self.request
+        return (request.loop - 1) * request.num_frames * request.height * request.width * 3
+
+    def forget(self) -> None:
+        """Let go of everything that was made."""
+        self.latents, self.references = None, ()
+        self.frames = []
+
     def video(self) -> np.ndarray:
         """The finished frames of all segments, one after the other."""
-        return np.concatenate(self.frames)
+        return self.frames[0] if len(self.frames) == 1 else np.concatenate(self.frames)
 
 
 def batches_of(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import nn
 from kinema.checkpoint.reader import TensorReader
 from kinema.checkpoint.weights import save_weights
 from kinema.config.errors import KinemaError
+from kinema.generation import engine
 from kinema.generation.offload import FileShelf, LayerStream, PinnedShelf
 from kinema.generation.parts import CheckpointSource
 from kinema.generation.pipeline import Pipeline
@@ -212,6 +215,32 @@ def test_networks_change_places_once_for_all_videos(
     for prompt in "ab":
         stays.generate(prompt)
     assert read == ["model", "vae"]
+
+
+def test_finished_videos_are_let_go_and_long_ones_do_not_pile_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline.from_pretrained(
+        write_run(tmp_path, "stdit2"), offload="phase", device="cpu"
+    )
+    short = [pipeline.request(p, num_sampling_steps=1) for p in "abc"]
+    gone = [weakref.ref(clip.frames) for clip in pipeline.generate_all(short)]
+    assert [frames() is None for frames in gone] == [True, True, True]
+
+    long = [replace(request, loop=2) for request in short]
+    frame_bytes = 6 * 32 * 32 * 3
+    monkeypatch.setattr("kinema.generation.pipeline.WAITING_BYTES", 2 * frame_bytes)
+    sampled: list[int] = []
+    original = engine.sample
+
+    def watch(*args: Any, **kwargs: Any) -> Any:
+        sampled.append(kwargs["segment"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(engine, "sample", watch)
+    clips = list(pipeline.generate_all([*long, short[0]]))
+    assert sampled == [0, 0, 1, 1, 0, 0, 1]  # two long ones together, then the third and the short
+    assert [clip.number for clip in clips] == [0, 1, 3, 2]
 
 
 @pytest.mark.parametrize("offload", ["none", "phase"])

@@ -217,3 +217,26 @@ def test_the_file_plays_at_the_frame_rate_of_the_training_clips(tmp_path: Path) 
     clip = pipeline.generate("a", fps=24.0)
     assert (clip.request.fps, clip.fps) == (24.0, 8.0)
     assert probe(clip.save(tmp_path / "a.mp4")).fps == 8.0
+
+
+def test_a_prompt_may_carry_its_references(files: dict[str, Path]) -> None:
+    pipeline = tiny_pipeline("stdit2")
+    image = files["one image"]
+    carried = pipeline.request(
+        f'a kite {{"reference_path": "{image}", "mask_strategy": "0,0,0,2"}}'
+    )
+    given = pipeline.request("a kite", references=[image], mask_strategy="0,0,0,2")
+    assert carried == given
+    assert pipeline.request("a kite", image=image).mask_strategy == "0"
+    assert pipeline.request("a kite", references=str(image)).mask_strategy == "0"
+
+
+def test_a_checkpoints_own_score_is_appended_unless_refused() -> None:
+    config = replace(tiny_config("stdit2"), aes=6.5)
+    pipeline = Pipeline(config, tiny_parts(config), device="cpu")
+    assert pipeline.request("a").aes == 6.5
+    assert pipeline.request("a", aes=5.0).aes == 5.0
+    plain = pipeline.request("a", aes="none")
+    assert plain.aes is None
+    scored, unscored = pipeline.latents([pipeline.request("a"), plain])
+    assert not close(scored, unscored)

@@ -11,6 +11,8 @@ from kinema.config.settings import from_dict
 from kinema.models.build import build_transformer
 from kinema.models.config import DiTConfig, LatteConfig
 from kinema.models.transformer import Transformer
+from kinema.parallel.recompute import is_below
+from kinema.training.parts import freeze
 from tests.parity.case import Case, adapter
 
 NAMED_SIZES = {
@@ -37,6 +39,23 @@ def config_of(kind: str, given: dict[str, Any]) -> DiTConfig | LatteConfig:
     if kind == "Latte":  # takes the argument, and adds positions all the same
         return from_dict(LatteConfig, plain)
     return from_dict(DiTConfig, plain | {"no_temporal_pos_emb": in_time})
+
+
+def freeze_as_asked(model: Transformer, given: dict[str, Any]) -> Transformer:
+    """What the originals' constructors freeze, by means of a recipe's `freeze`."""
+    kept: tuple[str, ...] = ()
+    if given.get("freeze") == "text":
+        freeze(model, ["blocks.*.cross_attn"])
+    elif given.get("freeze") == "not_temporal":
+        kept = ("blocks.*.attn_temp",)
+    elif given.get("only_train_temporal"):
+        kept = ("temporal_blocks",)
+    else:
+        assert given.get("freeze") is None
+    if kept:
+        names = [n for n, _ in model.named_parameters()]
+        freeze(model, [n for n in names if not any(is_below(n, part) for part in kept)])
+    return model
 
 
 @adapter(r" (DiT|Latte)_XL_\w+$", kind="json")

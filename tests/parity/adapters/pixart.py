@@ -9,7 +9,12 @@ import torch
 from kinema.config.settings import from_dict
 from kinema.models.build import build_transformer
 from kinema.models.config import PixArtConfig
-from tests.parity.adapters.dit import check_forward, check_keys, load_released
+from tests.parity.adapters.dit import (
+    check_forward,
+    check_keys,
+    freeze_as_asked,
+    load_released,
+)
 from tests.parity.case import Case, adapter
 
 XL = {"depth": 28, "hidden_size": 1152, "num_heads": 16, "patch_size": [1, 2, 2]}
@@ -24,7 +29,8 @@ NO_EFFECT = (
     "enable_layernorm_kernel",
     "enable_sequence_parallelism",
 )
-"""Arguments of the original that change nothing in evaluation, and that ours does not have."""
+"""Arguments of the original that change nothing in evaluation, and that our model does not have;
+`freeze_as_asked` does what they say about training."""
 ORIGINAL_DEFAULTS = {"input_size": [1, 32, 32], "no_temporal_pos_emb": False}
 
 
@@ -43,7 +49,7 @@ def keys(case: Case) -> None:
     kind, size, patch = case.official.split()[-1].rsplit("_", 2)
     with torch.device("meta"):
         model = build_transformer(config_of(kind, case.config | NAMED_SIZES[f"{size}_{patch}"]))
-    check_keys(case, model)
+    check_keys(case, freeze_as_asked(model, case.config))
 
 
 @adapter(r"opensora\.models\.pixart\.", kind="safetensors")

@@ -230,10 +230,6 @@ class PixArt(CaptionTransformer):
         out: Tensor = self(x, timestep, text, mask=mask, **sizes)
         return out
 
-    def cross_attentions(self) -> list[CrossAttention]:
-        """See `CaptionTransformer.cross_attentions`."""
-        return [block.cross_attn for block in self.blocks]  # type: ignore[misc]
-
     def recomputed_tensors(self) -> dict[str, Tensor]:
         """See `Transformer.recomputed_tensors`."""
         frames, rows, columns = self.config.token_grid(self.config.input_size)

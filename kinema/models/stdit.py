@@ -180,10 +180,6 @@ class STDiT(CaptionTransformer):
         out: Tensor = self(x, timestep, text, mask=mask, x_mask=x_mask)
         return out
 
-    def cross_attentions(self) -> list[CrossAttention]:
-        """See `CaptionTransformer.cross_attentions`."""
-        return [block.cross_attn for block in self.blocks]  # type: ignore[misc]
-
     def recomputed_tensors(self) -> dict[str, Tensor]:
         """See `Transformer.recomputed_tensors`: `[1, S, C]` and `[1, T, C]`."""
         frames, rows, columns = self.config.token_grid(self.config.input_size)

@@ -235,10 +235,6 @@ class STDiT2(CaptionTransformer):
         )
         return out
 
-    def cross_attentions(self) -> list[CrossAttention]:
-        """See `CaptionTransformer.cross_attentions`."""
-        return [block.cross_attn for block in self.blocks]  # type: ignore[misc]
-
     def _through(self, network: nn.Module, t: Tensor) -> Tensor:
         # fp32 again right after the network: sums and selections of it are not to be rounded.
         out: Tensor = network(t.to(self.x_embedder.proj.weight.dtype))

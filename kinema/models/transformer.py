@@ -102,10 +102,11 @@ class CaptionTransformer(Transformer):
 
     config: STDiTConfig | STDiT2Config | STDiT3Config | PixArtConfig
     y_embedder: CaptionEmbedder
+    blocks: nn.ModuleList
 
-    @abstractmethod
     def cross_attentions(self) -> list[CrossAttention]:
         """All that attend to the text, in the order of the blocks."""
+        return [block.cross_attn for block in self.blocks]  # type: ignore[misc]
 
     def prepare_text(self, text: Tensor, mask: Tensor | None) -> PackedText:
         """Projected and packed text, and the keys and values of every block.

@@ -33,11 +33,12 @@ from kinema.models.config import (
     STDiTConfig,
     VideoVAEConfig,
 )
-from kinema.models.vae_2d import OLD_ATTENTION
 
 PATCHES = "x_embedder.proj.weight"
 TABLES = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal", "temp_embed")
 """Position tables, under every name that the originals gave them."""
+OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+"""An autoencoder's attention layers, and what diffusers called them before version 0.17."""
 COMPUTED = (STDiTConfig, DiTConfig, LatteConfig, PixArtConfig)
 """Networks whose files may hold those tables."""
 
@@ -96,14 +97,13 @@ def _labels(config: DiTConfig | LatteConfig) -> bool:
 
 def old_autoencoder(shapes: Iterable[str]) -> Layout:
     """The attention's names before diffusers 0.17."""
-    old = {new: name for name, new in OLD_ATTENTION.items()}
     stored = {}
     for name in shapes:
         found = re.fullmatch(r"(.*attentions\.\d+\.)(to_q|to_k|to_v|to_out\.0)\.(\w+)", name)
         if found is None:
             stored[name] = Stored((name,))
             continue
-        theirs = f"{found[1]}{old[found[2]]}.{found[3]}"
+        theirs = f"{found[1]}{OLD_ATTENTION[found[2]]}.{found[3]}"
         stored[name] = Stored((theirs,))
     return Layout("old names", stored)
 

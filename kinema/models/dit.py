@@ -4,14 +4,13 @@ DiT (arXiv:2212.09748) attends over all tokens of a clip; Latte (arXiv:2401.0304
 and along time by turns. Both learn about timestep and condition through adaptive layer norm only.
 
 Module and parameter names are those of the state dicts that Open-Sora 1.0 writes. Files of the
-first authors differ from them as `AUTHORS_FILES` says.
+first authors differ from them as `checkpoint/released_names.py` says.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,17 +23,6 @@ from kinema.models.embedding import Linear, PatchEmbed3D, ScalarEmbedder
 from kinema.models.layers import MLP, SelfAttention, gated_add, layer_norm, modulate, unpatchify
 from kinema.models.sincos import spatial_table, temporal_table
 from kinema.models.transformer import ClipShape, Transformer
-
-AUTHORS_FILES: Mapping[str, str] = {
-    "DiT-XL-2-256x256.pt": "DiT",
-    "DiT-XL-2-512x512.pt": "DiT",
-    "ucf101.pt": "Latte",
-}
-"""Files of the first authors (Meta's DiT, Latte's UCF-101) and the class here that runs them.
-
-Against the state dict here, each has `x_embedder.proj.weight` as `[O, I, 2, 2]` (here with an axis
-of one for time behind I), and tables `pos_embed` (Latte also `temp_embed`) that are computed here.
-All other names and shapes are equal. Latte's file keeps its tensors below `ema`."""
 
 
 @dataclass(frozen=True)

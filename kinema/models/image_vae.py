@@ -18,9 +18,9 @@ class ImageVAE(Autoencoder, AutoencoderKL):
     """Videos `[B, 3, T, H, W]` in [-1, 1] to latents `[B, C, T, h, w]` and back.
 
     Frames know nothing of each other. Parameters have the names of diffusers' `AutoencoderKL`, so
-    that files like `sd-vae-ft-ema` load as they are (early ones through `old_attention_names`).
-    With weights in bf16 or fp16 the posterior and the scaling are still computed in float32. In
-    fp16 SDXL's own weights overflow; bf16 has the range.
+    that files like `sd-vae-ft-ema` load as they are. With weights in bf16 or fp16 the posterior and
+    the scaling are still computed in float32. In fp16 SDXL's own weights overflow; bf16 has the
+    range.
     """
 
     config: ImageVAEConfig

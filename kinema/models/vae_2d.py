@@ -2,12 +2,10 @@
 
 Names of modules and parameters are those of diffusers' `AutoencoderKL`, so that released weights
 load without a table: hence lists with one entry (`attentions.0`, `downsamplers.0`, `to_out.0`).
-Files from before diffusers 0.17 name the attention differently: `old_attention_names`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import torch
@@ -18,7 +16,6 @@ from kinema.models.config import Tiling, VAE2DConfig
 from kinema.models.vae_tiling import in_parts
 
 NORM_EPS = 1e-6
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 class AutoencoderKL(nn.Module):
@@ -64,16 +61,6 @@ class AutoencoderKL(nn.Module):
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(self.quant_conv.weight.dtype)
-
-
-def old_attention_names(name: str) -> str:
-    """The present name of a parameter, from one that diffusers used before version 0.17.
-
-    `sd-vae-ft-ema` and other early files call the layers of the attention `query`, `key`, `value`
-    and `proj_attn`. Any other name comes back as it is; any prefix may stand before.
-    """
-    found = re.fullmatch(r"(.*attentions\.\d+\.)(query|key|value|proj_attn)(\.weight|\.bias)", name)
-    return found[1] + OLD_ATTENTION[found[2]] + found[3] if found else name
 
 
 class Encoder(nn.Module):

@@ -12,7 +12,6 @@ from kinema.models.build import build_vae
 from kinema.models.config import ImageVAEConfig, VAE2DConfig, VideoVAEConfig
 from kinema.models.image_vae import ImageVAE
 from kinema.models.vae import VideoVAE
-from kinema.models.vae_2d import old_attention_names
 
 
 def tiny(
@@ -57,24 +56,6 @@ def test_it_is_the_2d_part_of_the_video_autoencoder() -> None:
         z = image.encode(clip)
         assert torch.equal(z, both.spatial_vae.encode(clip))
         assert torch.equal(image.decode(z, 5), both.spatial_vae.decode(z))
-
-
-def test_old_attention_names() -> None:
-    """Files of before diffusers 0.17; their convolutions are named as today."""
-    with torch.device("meta"):
-        present = list(ImageVAE(ImageVAEConfig()).state_dict())
-    back = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    old = []
-    for name in present:
-        for new, before in back.items():
-            name = name.replace(f"attentions.0.{new}", f"attentions.0.{before}")
-        old.append(name)
-    assert sum(a != b for a, b in zip(old, present, strict=True)) == 16
-    assert [old_attention_names(name) for name in old] == present
-    assert [old_attention_names(name) for name in present] == present
-    prefixed = "spatial_vae.module.decoder.mid_block.attentions.0.proj_attn.bias"
-    assert old_attention_names(prefixed) == prefixed.replace("proj_attn", "to_out.0")
-    assert old_attention_names("blocks.0.key.weight") == "blocks.0.key.weight"
 
 
 @pytest.mark.parametrize("size", [(1, 16, 16), (3, 18, 13), (2, 4, 31)])

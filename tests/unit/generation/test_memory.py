@@ -98,7 +98,7 @@ print((after - before) * 1024, counted.activations)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize(("what", "size", "frames"), [("sampling", 256, 8), ("decoding", 512, 4)])
+@pytest.mark.parametrize(("what", "size", "frames"), [("sampling", 256, 8), ("decoding", 384, 4)])
 def test_what_is_counted_is_what_a_cpu_takes(what: str, size: int, frames: int) -> None:
     """Within a fifth: the allocator's rests, and kernels' own memory, are not counted."""
     found = subprocess.run(

@@ -91,7 +91,17 @@ class CaptionBase(TransformerBase):
 
 
 @settings
-class STDiTConfig(CaptionBase):
+class STDiTBase(CaptionBase):
+    """The STDiT family, which can be told that some frames are clean."""
+
+    @property
+    def uses_frame_mask(self) -> bool:
+        # A token of several latent frames cannot be half clean.
+        return self.patch_size[0] == 1
+
+
+@settings
+class STDiTConfig(STDiTBase):
     """The transformer of Open-Sora 1.0. The defaults are STDiT-XL/2 at 16x256x256."""
 
     type: Literal["stdit"] = "stdit"
@@ -104,10 +114,6 @@ class STDiTConfig(CaptionBase):
     time_scale: Annotated[float, Field(gt=0)] = 1.0
     """Positions along time are divided by this (2/3 at 64 frames)."""
 
-    @property
-    def uses_frame_mask(self) -> bool:
-        return True
-
     def forward_flops(self, latent: LatentSize, text_tokens: int) -> float:
         """See `TransformerBase.forward_flops`."""
         d = self.hidden_size
@@ -116,7 +122,7 @@ class STDiTConfig(CaptionBase):
 
 
 @settings
-class STDiT2Config(CaptionBase):
+class STDiT2Config(STDiTBase):
     """The transformer of Open-Sora 1.1. The defaults are STDiT2-XL/2 as released."""
 
     type: Literal["stdit2"] = "stdit2"
@@ -139,10 +145,6 @@ class STDiT2Config(CaptionBase):
                 "ratio have a third of it each"
             )
 
-    @property
-    def uses_frame_mask(self) -> bool:
-        return True
-
     def forward_flops(self, latent: LatentSize, text_tokens: int) -> float:
         """See `TransformerBase.forward_flops`."""
         d, third = self.hidden_size, self.hidden_size // 3
@@ -153,7 +155,7 @@ class STDiT2Config(CaptionBase):
 
 
 @settings
-class STDiT3Config(CaptionBase):
+class STDiT3Config(STDiTBase):
     """The transformer of Open-Sora 1.2. The defaults are STDiT3-XL/2 as released."""
 
     type: Literal["stdit3"] = "stdit3"
@@ -169,10 +171,6 @@ class STDiT3Config(CaptionBase):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_even_heads(self.head_dim)
-
-    @property
-    def uses_frame_mask(self) -> bool:
-        return True
 
     def forward_flops(self, latent: LatentSize, text_tokens: int) -> float:
         """FLOPs of one forward pass for one sample: matrix products only, multiply-add = 2.

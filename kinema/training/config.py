@@ -236,8 +236,8 @@ class TrainRecipe:
             )
         if task.masks.ratios()["identity"] < 1 and not self.model.uses_frame_mask:
             raise ValueError(
-                f"task.masks keeps frames clean, which model type `{self.model.type}` cannot be "
-                "told of: leave masks out"
+                f"task.masks keeps frames clean, which model type `{self.model.type}` with patches "
+                f"of {self.model.patch_size[0]} frames cannot be told of: leave masks out"
             )
         problem = mismatch(self.model, self.text) or process_mismatch(
             self.diffusion, channels=self.model.in_channels, pred_sigma=self.model.pred_sigma

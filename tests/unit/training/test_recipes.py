@@ -137,6 +137,7 @@ def test_every_bucket_has_a_cost(name: str) -> None:
         ("tiny/smoke-1.0", "text=!replace {type: classes, num_classes: 10}", "tokens of a caption"),
         ("tiny/smoke-1.0", "vae.vae_2d.latent_channels=3", "in_channels"),
         ("tiny/smoke-dit", "task.masks={image_head: 0.5}", "frames clean"),
+        ("tiny/smoke-1.1", "model.patch_size=[2, 2, 2]", "frames clean"),
         ("tiny/smoke-dit", "text.num_classes=11", "10 classes"),
         ("tiny/smoke-dit", "text_cache=somewhere", "text_cache"),
         ("opensora-1.2/stage1", "preview={every: 9, prompts: [a]}", "text_weights"),

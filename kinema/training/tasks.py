@@ -41,7 +41,7 @@ class Task(Protocol):
     """Names of `LossReport.parts`."""
 
     def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> LossReport:
-        """The loss of one micro-batch; `batch.video` is on the model's device already."""
+        """The loss of one micro-batch, whose tensors are on the model's device already."""
         ...
 
     def finalise(self, model: nn.Module, batches: Callable[[], Iterable[Tensor]]) -> None:
@@ -106,7 +106,10 @@ class TextToVideo:
         noised = None
         if self._masks is not None:
             on_cpu = draws.generator("frame masks", device="cpu")
-            noised = frame_masks(self._masks, count, x0.shape[2], on_cpu).to(device)
+            # Otherwise the host would wait here for the autoencoder, with nothing queued behind it.
+            noised = frame_masks(self._masks, count, x0.shape[2], on_cpu).to(
+                device, non_blocking=True
+            )
 
         with self._spans("forward"):
             if self._drop_probability > 0:
@@ -119,7 +122,7 @@ class TextToVideo:
                 mask=text_mask,
                 x_mask=noised,
                 shape=ClipShape(
-                    fps=batch.fps.to(device),
+                    fps=batch.fps,
                     height=torch.full((count,), float(height), device=device),
                     width=torch.full((count,), float(width), device=device),
                     num_frames=torch.full((count,), float(frames), device=device),

@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from kinema.checkpoint.disk import is_full_disk
 from kinema.checkpoint.errors import HubError
@@ -36,6 +39,8 @@ PREFERRED = (
     "diffusion_pytorch_model.bin",
 )
 """Files of weights to take of a repository that is named without a file, best first."""
+CONNECT_S = 10.0
+"""How long a hub may take to answer before it counts as out of reach."""
 BESIDE_TEXT = (
     "config.json",
     "spiece.model",
@@ -52,8 +57,9 @@ BESIDE_TEXT = (
 def resolve(wanted: Mapping[str, Wanted], *, offline: bool = False) -> dict[str, Path]:
     """Paths of all that is wanted, downloaded first where it is not here.
 
-    Local paths are taken as they are. In offline mode (`offline`, or `HF_HUB_OFFLINE=1`) nothing
-    touches the network, and all that is missing is named at once.
+    Local paths are taken as they are, and so are files that are all in the cache (newer ones have
+    another `@revision`). In offline mode (`offline`, or `HF_HUB_OFFLINE=1`) nothing touches the
+    network, and all that is missing is named at once.
 
     Returns:
         For each role a file (or the index of a sharded one), or a folder where that is wanted.
@@ -72,7 +78,9 @@ def resolve(wanted: Mapping[str, Wanted], *, offline: bool = False) -> dict[str,
             raise _offline_error({role: remote[role] for role in missing}, missing)
     found = {}
     for role, (w, source) in remote.items():
-        first = _from_cache(source) if offline else _download(source, w)
+        # What a repository without named files should have is known only there.
+        here = offline or (source.files and not _absent(source))
+        first = _from_cache(source) if here else _download(source, w)
         found[role] = first.parent if w.folder else first
     return local | found
 
@@ -109,7 +117,12 @@ def _local(wanted: Wanted) -> Path | None:
         part = path / wanted.within
         return part if wanted.within and part.is_dir() else path
     named = None if isinstance(wanted.given, Path) else NAME.fullmatch(wanted.given)
-    if named is None or (named["file"] is None and Path(named["repo"]).suffix in SUFFIXES):
+    if (
+        named is None
+        or (named["file"] is None and Path(named["repo"]).suffix in SUFFIXES)
+        # The folder it begins with is here: a file is missing in it.
+        or (named["revision"] is None and Path(path.parts[0]).is_dir())
+    ):
         raise HubError(
             f"no such file or folder ({wanted.what})",
             where=str(wanted.given),
@@ -139,6 +152,7 @@ def _named(wanted: Wanted) -> HubFiles:
 def _download(source: HubFiles, wanted: Wanted) -> Path:
     """Fetch all files; the first one's path."""
     with _explained(source, wanted):
+        _reach_hub()
         if not source.files:
             source = _choose(source, wanted)
         first = _fetch(source, source.files[0])
@@ -153,6 +167,23 @@ def _download(source: HubFiles, wanted: Wanted) -> Path:
         for name in source.optional:
             _fetch_if_there(source, name)
     return first
+
+
+def _reach_hub() -> None:
+    """Without a network, fail now: huggingface_hub would try again for half a minute.
+
+    Raises:
+        OSError: the hub's machine has no address, or does not answer.
+    """
+    parts = urlsplit(_endpoint())
+    # A proxy reaches what this machine itself does not.
+    if parts.hostname and not getproxies():
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        socket.create_connection((parts.hostname, port), timeout=CONNECT_S).close()
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 
 
 def _fetch(source: HubFiles, name: str) -> Path:
@@ -340,13 +371,13 @@ def _explained(source: HubFiles, wanted: Wanted) -> Iterator[None]:
 
 
 def _unreachable(source: HubFiles, wanted: Wanted, error: BaseException) -> HubError:
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    what = "no such path here, and it" if wanted.given else f"{wanted.what} is not here and"
     return HubError(
-        f"{wanted.what} is not here and could not be downloaded from {endpoint} ({first})",
-        where=str(source),
+        f"{what} could not be downloaded from {_endpoint()} ({first})",
+        where=str(source if wanted.given is None else wanted.given),
         hint="check the network and run it again: it goes on where it stopped; "
-        f"or fetch it by hand and give {wanted.flag} PATH",
+        f"or fetch it by hand and give {wanted.flag} PATH (--offline lists all that is missing)",
     )
 
 

@@ -2,11 +2,12 @@
 
 Off unless it is asked for. Whatever goes wrong with the endpoint, the prompt stays as it was, and
 a warning says why. The key is read from the environment, travels in the request's header and
-appears nowhere else.
+appears nowhere else; it does not leave this machine without encryption.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import math
@@ -22,6 +23,7 @@ from http.client import HTTPException, HTTPResponse
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from kinema.config.errors import KinemaError
 from kinema.config.settings import settings
 from kinema.generation.prompts import join_segments, split_segments
 
@@ -99,6 +101,30 @@ class RefineConfig:
             path += "/chat/completions"
         return urlunsplit(parts._replace(path=path, fragment=""))
 
+    def key(self) -> str:
+        """The key; empty where none is set.
+
+        Raises:
+            KinemaError: it would travel to another machine in clear.
+        """
+        key = os.environ.get(self.api_key_env, "").strip()
+        parts = urlsplit(self.endpoint)
+        if key and parts.scheme == "http" and not _is_this_machine(parts.hostname or ""):
+            raise KinemaError(
+                f"the key in {self.api_key_env} would be sent to {parts.hostname} without "
+                "encryption",
+                where="--refine",
+                hint="an https address; or, if it needs no key, --refine-key-env NONE",
+            )
+        return key
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
 
 @dataclass(frozen=True)
 class RefinedPrompt:
@@ -137,8 +163,9 @@ def refine(
         on_done: called after each prompt.
 
     Raises:
-        PromptError: a prompt whose segments cannot be read.
+        KinemaError: a prompt whose segments cannot be read, or a key that would be sent in clear.
     """
+    key = config.key()
     opener = urllib.request.build_opener(_NoRedirects)
     done: list[RefinedPrompt] = []
     given_up: str | None = None
@@ -147,7 +174,7 @@ def refine(
             if given_up is not None:
                 raise _NotRefinedError(given_up, lasting=True)
             texts, starts = split_segments(prompt)
-            refined = join_segments([_refine_text(opener, t, config) for t in texts], starts)
+            refined = join_segments([_refine_text(opener, t, config, key) for t in texts], starts)
             done.append(RefinedPrompt(prompt, refined))
         except _NotRefinedError as failure:
             if given_up is None:
@@ -160,7 +187,9 @@ def refine(
     return done
 
 
-def _refine_text(opener: urllib.request.OpenerDirector, text: str, config: RefineConfig) -> str:
+def _refine_text(
+    opener: urllib.request.OpenerDirector, text: str, config: RefineConfig, key: str
+) -> str:
     body = {
         "model": config.model,
         "messages": [
@@ -169,7 +198,6 @@ def _refine_text(opener: urllib.request.OpenerDirector, text: str, config: Refin
         ],
     }
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
-    key = os.environ.get(config.api_key_env, "").strip()
     if key:
         headers["Authorization"] = f"Bearer {key}"
     wait = config.backoff_s

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kinema.config.errors import ConfigError
+from kinema.config.errors import ConfigError, KinemaError
 from kinema.config.settings import from_dict
 from kinema.generation.refine import TEMPLATE, RefineConfig, RefinedPrompt, refine
 
@@ -188,6 +188,20 @@ def test_the_key_is_not_carried_elsewhere(server: Server) -> None:
     assert found.text == "a cat"
     assert "307" in str(found.note)
     assert len(server.requests) == 1
+
+
+def test_the_key_does_not_leave_the_machine_in_clear(server: Server) -> None:
+    for host in ("llm.example.org", "192.168.1.5", "[fe80::1]"):
+        with pytest.raises(
+            KinemaError, match=r"without encryption(.|\n)*--refine-key-env"
+        ) as caught:
+            refine(["a cat"], server.config(endpoint=f"http://{host}:8000/v1"))
+        assert KEY not in str(caught.value)
+    assert server.requests == []
+    for address in ("http://localhost:1/v1", "http://[::1]/v1", "https://llm.example.org/v1"):
+        assert server.config(endpoint=address).key() == KEY
+    config = server.config(endpoint="http://192.168.1.5/v1", api_key_env="NONE")
+    assert config.key() == ""
 
 
 @pytest.mark.parametrize("drips", [False, True])

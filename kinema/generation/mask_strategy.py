@@ -246,21 +246,33 @@ def overlap_frames(length: int, num_frames: int, vae: VAEConfig) -> int:
             return num_frames - (total - length) * vae.time_stride
         step, frames_per_step = 1, vae.time_stride
     if length % step:
-        below, above = length // step * step, (length // step + 1) * step
+        near = [n for n in (length // step * step, (length // step + 1) * step) if n]
+        fitting = [str(n) for n in near if n < total]
         raise MaskStrategyError(
             f"{length} latent frames cannot be cut off exactly; this autoencoder works in chunks "
             f"of {step}",
             where="condition_frame_length",
-            hint=f"{below} or {above}" if below else str(above),
+            hint=" or ".join(fitting)
+            or f"{near[0]}, with segments of {_frames_beyond(near[0], num_frames, vae)} frames "
+            "(--num-frames) or more",
         )
     if length >= total:
         raise MaskStrategyError(
             f"a segment has {_of(total, 'latent frame')} and would take over {length}: nothing "
             "would be new",
             where="condition_frame_length",
-            hint=f"at most {total - step}" if total > step else "more frames",
+            hint=(f"at most {total - step}, or " if total > step else "")
+            + f"segments of {_frames_beyond(length, num_frames, vae)} frames (--num-frames) or "
+            "more",
         )
     return length // step * frames_per_step
+
+
+def _frames_beyond(length: int, num_frames: int, vae: VAEConfig) -> int:
+    """The shortest clip, from `num_frames` on, of more than `length` latent frames."""
+    while vae.latent_size(num_frames, vae.spatial_stride, vae.spatial_stride)[0] <= length:
+        num_frames = vae.nearest_frames(num_frames + 1)[1]
+    return num_frames
 
 
 def _parse_entry(entry: str, text: str) -> Placement:

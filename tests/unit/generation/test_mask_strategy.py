@@ -148,12 +148,16 @@ def test_shared_frames_of_a_single_chunk_are_those_its_latents_stand_for() -> No
 
 @pytest.mark.parametrize(
     ("length", "num_frames", "vae", "hint"),
-    [(7, 51, VIDEO, "5 or 10"), (3, 51, VIDEO, "5"), (15, 51, VIDEO, "at most 10"),
-     (16, 16, IMAGES, "at most 15"), (1, 1, VIDEO, "more frames"), (5, 17, VIDEO, "more frames")],
+    [(7, 51, VIDEO, "5 or 10"), (3, 51, VIDEO, "5"), (7, 34, VIDEO, "5"),
+     (15, 51, VIDEO, "at most 10, or segments of 68 frames"),
+     (16, 16, IMAGES, "at most 15, or segments of 17 frames"),
+     (1, 1, VIDEO, "segments of 5 frames"), (5, 17, VIDEO, "segments of 34 frames"),
+     (4, 17, VIDEO, "5, with segments of 34 frames")],
 )  # fmt: skip
 def test_shared_frames_that_cannot_be(
     length: int, num_frames: int, vae: VideoVAEConfig | ImageVAEConfig, hint: str
 ) -> None:
     with pytest.raises(MaskStrategyError) as caught:
         overlap_frames(length, num_frames, vae)
-    assert caught.value.hint == hint
+    assert caught.value.hint is not None
+    assert caught.value.hint.removesuffix(" (--num-frames) or more") == hint

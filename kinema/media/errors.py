@@ -8,7 +8,10 @@ from pathlib import Path
 from kinema.config.errors import KinemaError
 
 REASONS: dict[str, tuple[str, str | None]] = {
-    "missing": ("there is no such file", "check the path, or set --data-root"),
+    "missing": (
+        "there is no such file",
+        "check the path (those in a manifest count from its folder, or from --data-root)",
+    ),
     "unreadable": ("the file may not be read", "check its permissions"),
     "not_a_file": ("this is not a regular file", "give a video or an image file"),
     "empty": ("the file is empty (0 bytes)", "copy or download it again"),

@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 
 from kinema.checkpoint.known import recognise
-from kinema.checkpoint.layout import PREFIXES, Fit, Layout, Stored, detect, match
+from kinema.checkpoint.layout import Fit, Layout, Stored, detect, match, wrapper_prefix
 from kinema.checkpoint.released_names import layouts_of
 from kinema.checkpoint.text_encoder_names import depth_of, text_encoder
 from kinema.models.build import build_transformer, build_vae
@@ -95,7 +95,7 @@ def identify(
         config: settings of the network that they should be of, where that is known; the tensors
             are then compared with that one.
     """
-    prefix = next((p for p in PREFIXES if shapes and all(n.startswith(p) for n in shapes)), "")
+    prefix = wrapper_prefix(shapes)
     plain = {n.removeprefix(prefix): s for n, s in shapes.items()}
     counts = dict(Counter(str(d).removeprefix("torch.") for d in dtypes.values()).most_common())
     numbers = sum(s.numel() for s in shapes.values())

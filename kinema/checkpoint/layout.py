@@ -7,7 +7,7 @@ so that a conversion there and back cannot differ.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -118,10 +118,14 @@ class Fit:
     """Whole numbers against floating point, with both."""
 
 
+def wrapper_prefix(names: Collection[str]) -> str:
+    """What a wrapper put in front of every name of a file; "" if none did."""
+    return next((p for p in PREFIXES if names and all(n.startswith(p) for n in names)), "")
+
+
 def detect(shapes: Mapping[str, torch.Size], candidates: Sequence[Layout]) -> Layout:
     """The layout of a file: the one that leaves the fewest names over on both sides."""
-    given = set(shapes)
-    prefix = next((p for p in PREFIXES if given and all(n.startswith(p) for n in given)), "")
+    given, prefix = set(shapes), wrapper_prefix(shapes)
 
     def strangers(layout: Layout) -> int:
         names = layout.file_names()

@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kinema.checkpoint.layout import PREFIXES, Layout, Stored
+from kinema.checkpoint.layout import Layout, Stored, wrapper_prefix
 from kinema.checkpoint.released_names import PATCHES, TABLES
 from kinema.checkpoint.source import TensorSource
 from kinema.checkpoint.weights import LoadReport, check_fit, fill
@@ -126,7 +126,8 @@ def can_start(module: nn.Module, path: str | Path) -> bool:
 
 def is_pixart(shapes: Mapping[str, torch.Size]) -> bool:
     """Whether these tensors of a file are an image model of PixArt's, whatever its name."""
-    names = {n.removeprefix(_prefix(shapes)) for n in shapes}
+    prefix = wrapper_prefix(shapes)
+    names = {n.removeprefix(prefix) for n in shapes}
     required = ("blocks.0.cross_attn.q_linear.weight", "t_block.1.weight", NULL_TEXT, PATCHES)
     # STDiT and STDiT2 have all that as well, and attention along time.
     return all(n in names for n in required) and not any(".attn_temp." in n for n in names)
@@ -145,7 +146,7 @@ def start_layout(ours: Mapping[str, torch.Size], given: Mapping[str, torch.Size]
         ours: shapes of the model's tensors.
         given: shapes of the file's.
     """
-    prefix = _prefix(given)
+    prefix = wrapper_prefix(given)
     stored: dict[str, Stored] = {}
     for name, shape in ours.items():
         theirs = prefix + re.sub(r"^spatial_blocks\.", "blocks.", name)
@@ -208,7 +209,7 @@ def _start(
     with TensorSource(Path(path)) as tensors:
         given = tensors.shapes
         layout = start_layout(ours, given)
-        sometimes = [re.escape(_prefix(given)) + n for n in SOMETIMES] if video else []
+        sometimes = [re.escape(wrapper_prefix(given)) + n for n in SOMETIMES] if video else []
         report = act(
             module,
             tensors,
@@ -261,7 +262,3 @@ def _remarks(
             "takes blocks from files named PixArt-Sigma only, and starts without these)"
         )
     return remarks
-
-
-def _prefix(shapes: Mapping[str, torch.Size]) -> str:
-    return next((p for p in PREFIXES if shapes and all(n.startswith(p) for n in shapes)), "")

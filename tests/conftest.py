@@ -9,10 +9,11 @@ from pathlib import Path
 # Before torch is imported anywhere: no spinning threads, no downloads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
-# A shell's background job ignores Ctrl-C, and so would every process that the tests interrupt.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
+
+# A shell's background job ignores Ctrl-C, and so would every process that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -21,6 +21,7 @@ from kinema.models.config import (
 from kinema.models.layers import PackedText
 from kinema.models.transformer import CaptionTransformer, ClipShape
 from kinema.parallel.recompute import apply_recompute
+from tests.unit.device_waits import Questions
 
 FACTS: dict[str, Any] = {
     "depth": 2,
@@ -100,6 +101,18 @@ def test_same_result_and_no_text_layer_runs_again(
     assert not calls
     again = model.prepare_text(text().flip(0), mask)
     assert not torch.equal(model.predict(text=again, mask=None, **inputs), want)
+
+
+@ALL
+@torch.no_grad()
+def test_a_step_asks_the_device_nothing(config: TransformerConfig) -> None:
+    model, inputs = randomised(config), given(config)
+    prepared = model.prepare_text(text(), torch.arange(6) < LENGTHS)
+    if config.uses_frame_mask:
+        inputs["x_mask"] = torch.tensor([[False, True, True, False]]).expand(3, 4)
+    with Questions() as questions:
+        model.predict(text=prepared, mask=None, **inputs)
+    assert questions.count == 0
 
 
 @ALL

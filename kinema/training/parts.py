@@ -49,9 +49,8 @@ def build_model(recipe: TrainRecipe, device: torch.device) -> nn.Module:
         torch.manual_seed(recipe.seed)
         if isinstance(recipe.task, VAETask):
             vae = build_vae(recipe.vae)
+            assert isinstance(vae, VideoVAE), "recipes refuse others"
             if recipe.task.start == "block-means":
-                if not isinstance(vae, VideoVAE):
-                    raise ConfigError("block-means starts video autoencoders", where="task.start")
                 start_as_block_means(vae)
             model: nn.Module = vae
         else:

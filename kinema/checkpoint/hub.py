@@ -155,18 +155,15 @@ def _download(source: HubFiles, wanted: Wanted) -> Path:
         _reach_hub()
         if not source.files:
             source = _choose(source, wanted)
-        first = _fetch(source, source.files[0])
-        if source.files[0].endswith(".index.json"):
-            for shard in _shards(first, source.files[0]):
-                _fetch(source, shard)
-        for name in source.files[1:]:
-            path = _fetch(source, name)
+        paths = []
+        for name in source.files:
+            paths.append(path := _fetch(source, name))
             if name.endswith(".index.json"):
                 for shard in _shards(path, name):
                     _fetch(source, shard)
         for name in source.optional:
             _fetch_if_there(source, name)
-    return first
+    return paths[0]
 
 
 def _reach_hub() -> None:

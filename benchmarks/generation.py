@@ -30,7 +30,7 @@ from kinema.diffusion.process import build_process
 from kinema.generation import engine
 from kinema.generation.captions import GuidedText
 from kinema.generation.config import GenerateRequest, PipelineConfig
-from kinema.generation.precision import DTYPES, matmul_precision, vae_dtype_for
+from kinema.generation.precision import DTYPES, matmul_precision, usual_dtype, vae_dtype_for
 from kinema.generation.released import SIZES, find_released
 from kinema.models.autoencoder import Autoencoder
 from kinema.models.build import build_transformer, build_vae
@@ -94,7 +94,7 @@ def main() -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.type == "cuda"
-    dtype = args.dtype or ("bf16" if on_gpu else "fp32")
+    dtype = args.dtype or usual_dtype(device)
     rows = GPU_ROWS if on_gpu else CPU_ROWS
     if args.model:
         rows = tuple(row for row in rows if row.model in args.model)

@@ -211,8 +211,11 @@ def generate(
     batch_size: int = typer.Option(
         1, min=1, help="Videos sampled at once; does not change them.", rich_help_panel=MACHINE
     ),
-    dtype: str = typer.Option(
-        "fp32", help="Of the transformer: fp32, tf32, bf16 or fp16.", rich_help_panel=MACHINE
+    dtype: str | None = typer.Option(
+        None,
+        help="Of the transformer: fp32, tf32, bf16 or fp16; bf16 on a GPU that has it and fp32 "
+        "elsewhere if not given.",
+        rich_help_panel=MACHINE,
     ),
     vae_dtype: str | None = typer.Option(
         None, help="Of the autoencoder; as --dtype otherwise.", rich_help_panel=MACHINE

@@ -39,6 +39,7 @@ from kinema.generation.precision import (
     check_dtype,
     matmul_precision,
     name_of,
+    usual_dtype,
     vae_dtype_for,
     with_attention,
     with_text_dtype,
@@ -94,8 +95,9 @@ class Pipeline:
             parts: the networks (training hands in its own), or where they are.
             device: default: the first GPU, or the CPU.
             dtype: of the transformer's weights and arithmetic: "fp32", "tf32", "bf16" or "fp16".
-                None: float32, or for networks that are handed in as they are. What needs
-                float32 (timesteps, positions, the sampler) stays so in any case.
+                None: bf16 on a GPU that has it, else float32; networks that are handed in stay
+                as they are. What needs float32 (timesteps, positions, the sampler) stays so in
+                any case.
             vae_dtype: likewise of the autoencoder; None: as `dtype`, but float32 with "fp16",
                 whose range is too small for it.
             offload: "none", "phase" or "layers": what leaves the device when it is not needed.
@@ -111,7 +113,7 @@ class Pipeline:
         given = isinstance(parts, Parts) and dtype is None
         if isinstance(parts, Parts) and dtype is None:
             dtype = name_of(next(parts.model.parameters()).dtype)
-        self.dtype = check_dtype(dtype or "fp32")
+        self.dtype = check_dtype(dtype or usual_dtype(self.device))
         self.vae_dtype = check_dtype(vae_dtype) if vae_dtype else vae_dtype_for(self.dtype)
         self.offload = check_offload(offload)
         self._tiling = Tiling() if tiling else None
@@ -139,7 +141,7 @@ class Pipeline:
         ema: bool = True,
         offline: bool = False,
         device: str | torch.device | None = None,
-        dtype: str = "fp32",
+        dtype: str | None = None,
         vae_dtype: str | None = None,
         offload: str = "none",
         tiling: bool = False,

@@ -34,6 +34,15 @@ def check_dtype(name: str) -> str:
     return name
 
 
+def usual_dtype(device: torch.device) -> str:
+    """The precision where none is asked for: bf16 on a GPU that computes in it, as the originals
+    were run, float32 anywhere else."""
+    # Older GPUs only imitate it, slower than float32.
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "fp32"
+
+
 def check_attention(name: str) -> AttentionBackend:
     """The name of an attention kernel, if it is one.
 

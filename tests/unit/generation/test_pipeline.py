@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from kinema.config.errors import KinemaError
 from kinema.generation.noise import initial_noise
 from kinema.generation.pipeline import Pipeline
-from tests.unit.generation.tiny import tiny_config, tiny_parts, tiny_pipeline
+from tests.unit.generation.tiny import tiny_config, tiny_parts, tiny_pipeline, write_run
 
 
 def test_the_same_seed_gives_the_same_video_and_another_does_not() -> None:
@@ -125,6 +127,23 @@ def test_contradictions_are_refused() -> None:
         Pipeline(pipeline.config, pipeline.load(), dtype="fp8")
     with pytest.raises(KinemaError, match="batch size is 0"):
         next(pipeline.generate_all([pipeline.request("a")], batch_size=0))
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_the_usual_precision_is_bf16_on_a_gpu_that_has_it(
+    has_it: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return has_it or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    checkpoint = write_run(tmp_path)
+    usual = Pipeline.from_pretrained(checkpoint, device="cuda")
+    assert usual.dtype == usual.vae_dtype == ("bf16" if has_it else "fp32")
+    assert Pipeline.from_pretrained(checkpoint, device="cuda", dtype="fp32").dtype == "fp32"
+    on_cpu = Pipeline.from_pretrained(checkpoint, device="cpu")
+    assert on_cpu.dtype == "fp32"
+    assert on_cpu.load().model.x_embedder.proj.weight.dtype == torch.float32
 
 
 def test_what_the_encoder_cuts_off_is_shown() -> None:

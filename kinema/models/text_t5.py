@@ -101,7 +101,7 @@ class T5TextEncoder(TextEncoder):
         """See `TextEncoder.encode`. y `[B, 1, max_tokens, D]`, zero at padding."""
         captions = [self._read(text) for text in texts]
         tokens = {c: self._tokens(c) for c in dict.fromkeys(captions)}
-        found = {caption: self._states(ids) for caption, ids in tokens.items()}
+        found = dict(zip(tokens, self._states(list(tokens.values())), strict=True))
         y = torch.zeros(len(texts), 1, self.config.max_tokens, self.config.dim)
         mask = torch.zeros(len(texts), self.config.max_tokens, dtype=torch.bool)
         for row, caption in enumerate(captions):
@@ -140,12 +140,14 @@ class T5TextEncoder(TextEncoder):
         )["input_ids"]
         return ids
 
-    def _states(self, ids: list[int]) -> Tensor:
-        """float32 `[tokens, D]` on the CPU."""
+    def _states(self, captions: list[list[int]]) -> list[Tensor]:
+        """float32 `[tokens, D]` of each, on the CPU."""
         if self._network is None:
             self._network = self._load()
-        states: Tensor = self._network(torch.tensor([ids], device=self._device)).last_hidden_state
-        return states[0].float().cpu()
+        # Nothing here waits for the device until all captions are on their way to it.
+        given = (torch.tensor([ids]).to(self._device, non_blocking=True) for ids in captions)
+        states = [self._network(ids).last_hidden_state[0] for ids in given]
+        return [of_one.float().cpu() for of_one in states]
 
     def _empty(self) -> Any:
         """The network on the meta device."""

@@ -85,6 +85,17 @@ def resolve(wanted: Mapping[str, Wanted], *, offline: bool = False) -> dict[str,
     return local | found
 
 
+def check_places(wanted: Mapping[str, Wanted]) -> None:
+    """Refuse places that are neither here nor names of the hub; asks the hub nothing.
+
+    Raises:
+        HubError: the first of them.
+    """
+    for one in wanted.values():
+        if _local(one) is None:
+            _named(one)
+
+
 def in_cache(files: HubFiles) -> dict[str, Path | None]:
     """Where each needed file is in the cache, shards with their index; None: not here."""
     found: dict[str, Path | None] = {}

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 import torch
 
 from kinema.checkpoint.disk import read_record
+from kinema.checkpoint.hub import check_places, offline_by_environment
 from kinema.checkpoint.reader import TensorReader
 from kinema.checkpoint.run import Checkpoint, resolve_weights
 from kinema.checkpoint.source import find_files
@@ -22,7 +23,7 @@ from kinema.config.errors import KinemaError
 from kinema.config.settings import from_dict
 from kinema.generation import released as published
 from kinema.generation.config import PipelineConfig
-from kinema.generation.released import Released, ReleasedFiles, find_released, locate
+from kinema.generation.released import Released, ReleasedFiles, find_released, locate, wanted
 from kinema.models.autoencoder import Autoencoder
 from kinema.models.config import CLIPTextConfig, T5TextConfig
 from kinema.models.text import TextEncoder
@@ -167,10 +168,15 @@ class CheckpointSource(Source):
 
 @dataclass(frozen=True)
 class ReleasedSource(Source):
-    """A released model: what it is is in the table, its weights are files in any published form."""
+    """A released model: what it is is in the table, its weights are files in any published form.
+
+    What has to be downloaded is downloaded when it is used first: after the request was checked.
+    """
 
     released: Released
-    files: ReleasedFiles
+    given: tuple[str | None, str | None, str | None]
+    """Places of the transformer, the autoencoder and the text encoder; None: as published."""
+    offline: bool = False
 
     @classmethod
     def find(
@@ -182,14 +188,27 @@ class ReleasedSource(Source):
         text: str | os.PathLike[str] | None,
         offline: bool,
     ) -> Self:
-        """Find the files, or download them.
+        """Make sure that the places are there, and offline that all files are.
 
         Raises:
-            KinemaError: not there, or it cannot be downloaded; names all that is missing.
+            KinemaError: not there; names all that is missing.
         """
-        given = [None if path is None else str(path) for path in (model, vae, text)]
-        files = locate(released, ckpt=given[0], vae=given[1], text=given[2], offline=offline)
-        return cls(released, files)
+        places = [None if path is None else str(path) for path in (model, vae, text)]
+        source = cls(released, (places[0], places[1], places[2]), offline)
+        check_places(wanted(released, ckpt=places[0], vae=places[1], text=places[2]))
+        if offline or offline_by_environment():
+            _ = source.files
+        return source
+
+    @functools.cached_property
+    def files(self) -> ReleasedFiles:
+        """Where the files are; downloads what is not here.
+
+        Raises:
+            KinemaError: it cannot be downloaded.
+        """
+        model, vae, text = self.given
+        return locate(self.released, ckpt=model, vae=vae, text=text, offline=self.offline)
 
     @property
     def config(self) -> PipelineConfig:  # type: ignore[override]

@@ -76,3 +76,21 @@ def test_other_names_are_refused(family: str, tmp_path: Path) -> None:
             model=tmp_path / "vae.safetensors",
             vae=tmp_path / "vae.safetensors",
         ).generate(prompts_of(family)[0])
+
+
+def test_nothing_is_downloaded_for_a_request_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(KinemaError, match=r"gone\.pth: no such file or folder"):
+        Pipeline.from_pretrained("dit-xl2-256", vae="./gone.pth", device="cpu")
+    pipeline = Pipeline.from_pretrained("dit-xl2-256", device="cpu")
+    with pytest.raises(KinemaError, match="class 1000 is out of range"):
+        pipeline.request("1000")
+    fine = pipeline.request("999")
+    with pytest.raises(KinemaError, match="could not be downloaded"):
+        next(pipeline.generate_all([fine]))

@@ -158,7 +158,8 @@ def plan_references(request: GenerateRequest, config: PipelineConfig) -> Referen
             )
         reference = _cut(path, info, vae, from_end=all(p.reference_start < 0 for p in uses))
         references.append(reference)
-        notes += _notes(reference, info, request, config)
+        moves = any(p.length > 1 for p in uses)
+        notes += _notes(reference, info, request, config, moves=moves)
     notes += check(
         placements,
         reference_lengths=[r.latent_frames for r in references],
@@ -237,8 +238,14 @@ def _piece(reference: Reference, vae: VAEConfig) -> tuple[int, int]:
 
 
 def _notes(
-    reference: Reference, info: MediaInfo, request: GenerateRequest, config: PipelineConfig
+    reference: Reference,
+    info: MediaInfo,
+    request: GenerateRequest,
+    config: PipelineConfig,
+    *,
+    moves: bool,
 ) -> list[str]:
+    """What the person may not expect of a file; `moves`: more is used of it than single frames."""
     notes = []
     name = os.path.basename(reference.path)
     # One pixel of rounding is no other shape.
@@ -249,6 +256,8 @@ def _notes(
             f"{name} is {info.width}x{info.height}; it is resized to cover "
             f"{request.width}x{request.height} and cropped to its middle"
         )
+    if not moves:
+        return notes
     left_out = info.num_frames - reference.num_frames
     if left_out:
         which = "first" if reference.first else "last"

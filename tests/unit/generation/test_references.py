@@ -136,12 +136,18 @@ def test_the_same_shape_in_another_size_is_not_worth_a_note(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("fps", "word"), [(12.5, "2 times as slow"), (50.0, "2 times as fast")])
 def test_another_frame_rate_is_told(video: Path, fps: float, word: str) -> None:
-    notes = plan_references(request(video, fps=fps), config()).notes
-    assert word in "".join(notes)
+    moving = request(video, mask_strategy="0,0,0,0,5", fps=fps)
+    assert word in "".join(plan_references(moving, config()).notes)
+
+
+def test_single_frames_have_neither_rate_nor_length(video: Path) -> None:
+    still = request(video, mask_strategy="0;0,0,-1,-1,1", fps=50.0)
+    assert plan_references(still, config()).notes == ()
 
 
 def test_the_frame_rate_of_the_file_counts(video: Path) -> None:
-    notes = plan_references(request(video, fps=75.0), config(frame_interval=3)).notes
+    moving = request(video, mask_strategy="0,0,0,0,5", fps=75.0)
+    notes = plan_references(moving, config(frame_interval=3)).notes
     assert not any("per second" in note for note in notes)
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from kinema.config.errors import KinemaError
-from kinema.config.settings import from_dict
+from kinema.config.settings import from_dict, unknown_key_message
 from kinema.diffusion.config import IDDPMConfig
-from kinema.generation.check import check_request, frames_for_seconds
+from kinema.generation.check import RequestError, check_request, frames_for_seconds
 from kinema.generation.config import GenerateRequest, PipelineConfig
 from kinema.generation.prompts import split_json, split_references
 from kinema.generation.ways import WayError, Ways, conditions
@@ -54,6 +54,10 @@ def make_request(prompt: str, config: PipelineConfig, options: RequestOptions) -
     Raises:
         KinemaError: a value that cannot be met, with the nearest that can.
     """
+    known = RequestOptions.__optional_keys__
+    for name in options:
+        if name not in known:
+            raise RequestError(unknown_key_message(name, known), where="request")
     given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
     ways = {name: given.pop(name) for name in Ways.__annotations__ if name in given}
     values = _shape(given, config) | _sampling(given, config)

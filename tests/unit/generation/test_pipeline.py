@@ -123,6 +123,8 @@ def test_contradictions_are_refused() -> None:
         pipeline.request("a", seconds=2, num_frames=17)
     with pytest.raises(KinemaError, match="together"):
         pipeline.request("a", width=32)
+    with pytest.raises(KinemaError, match=r"'strenght'(.|\n)*edit_strength"):
+        pipeline.request("a", strenght=0.3)  # type: ignore[call-arg]
     with pytest.raises(KinemaError, match="dtype"):
         Pipeline(pipeline.config, pipeline.load(), dtype="fp8")
     with pytest.raises(KinemaError, match="batch size is 0"):

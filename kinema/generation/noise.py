@@ -34,7 +34,10 @@ def step_noise(
 
     def noise(number: int) -> Tensor:
         rows = [_normal(r.seed, r.sample, f"step {number}", segment, shape) for r in requests]
-        return torch.stack(rows).to(device)
+        drawn = torch.stack(rows)
+        if device.type == "cuda":
+            drawn = drawn.pin_memory()  # a copy from other memory waits for the steps before it
+        return drawn.to(device, non_blocking=True)
 
     return noise
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,6 +140,7 @@ def _named() -> dict[str, Resolution]:
 NAMED = _named()
 """Every named resolution of Open-Sora 1.x."""
 
+_ASPECT = re.compile(r"([1-9]\d*):([1-9]\d*)")
 _EXPLICIT = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 
 
@@ -177,7 +179,7 @@ def size_for(name: str, aspect: str | None = None) -> tuple[int, int]:
 
     Args:
         name: a named resolution, or an explicit WIDTHxHEIGHT (which takes no aspect).
-        aspect: such as `"16:9"`, which is landscape.
+        aspect: such as `"16:9"`, which is landscape; `"32:18"` is the same.
 
     Raises:
         ConfigError: the resolution has no size of that aspect; names those it has.
@@ -190,12 +192,19 @@ def size_for(name: str, aspect: str | None = None) -> tuple[int, int]:
             )
         return found.sizes[0]
     names = aspect_names(name)
-    if aspect not in names:
+    same = [n for n in names if aspect is not None and _ratio(n) == _ratio(aspect)]
+    if not same:
         raise ConfigError(
             f"resolution {name!r} has no size of aspect ratio {aspect!r} (width:height)",
             hint=f"one of {', '.join(names)}",
         )
-    return found.sizes[found.ratios.index(_ASPECTS[_flip(aspect)])]
+    return found.sizes[found.ratios.index(_ASPECTS[_flip(same[0])])]
+
+
+def _ratio(aspect: str) -> Fraction | None:
+    """16:10 is 8:5; None: no ratio."""
+    match = _ASPECT.fullmatch(aspect)
+    return None if match is None else Fraction(int(match[1]), int(match[2]))
 
 
 def _flip(aspect: str) -> str:

@@ -14,6 +14,8 @@ def test_aspect_is_width_to_height_for_people() -> None:
     assert (height, width) == (480, 854)
     assert size_for("480p", "9:16") == (854, 480)
     assert size_for("512", "1:1") == (512, 512)
+    assert size_for("480p", "32:18") == (480, 854)
+    assert size_for("720p", "16:10") == size_for("720p", "8:5") == (758, 1212)
 
 
 def test_every_aspect_offered_has_a_size_of_about_that_shape() -> None:
@@ -47,7 +49,7 @@ def test_unknown_resolution_names_the_known(name: str) -> None:
         resolution(name)
 
 
-@pytest.mark.parametrize("aspect", ["16:10", None, "x"])
+@pytest.mark.parametrize("aspect", ["16:11", "16:0", None, "x"])
 def test_unknown_aspect_names_those_there_are(aspect: str | None) -> None:
     with pytest.raises(ConfigError, match="16:9"):
         size_for("720p", aspect)

@@ -183,7 +183,9 @@ def _load_torch(path: Path) -> dict[str, Any]:
             where=str(path),
             hint="convert it to .safetensors with the program that made it",
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except KeyError:  # an unknown instruction: its number says nothing
+        raise WeightsError("is cut off or not a PyTorch file", where=str(path)) from None
+    except (RuntimeError, EOFError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"is cut off or not a PyTorch file ({first})", where=str(path)) from None
     for key in WRAPPERS:

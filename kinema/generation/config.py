@@ -58,7 +58,7 @@ class PipelineConfig:
     rate: it is told `fps` of a request, and the file plays at `fps // frame_interval` (1.1: 3)."""
     align: Annotated[int, Field(ge=1)] | None = None
     """Where references may start and end in a segment: at multiples of this many latent frames
-    (1.2: 5, one chunk of its autoencoder); None: anywhere."""
+    (1.2: 5, one chunk of its autoencoder); None: anywhere. See `alignment`."""
     condition_frame_length: Annotated[int, Field(ge=1)] | None = None
     """Latent frames that a segment takes over from the one before, by default; None: a chunk of
     the autoencoder (1.2: 5), or 4 where it has none (as 1.1)."""
@@ -69,6 +69,14 @@ class PipelineConfig:
     def frames_taken_over(self) -> int:
         """`condition_frame_length`, or what it is by default."""
         return self.condition_frame_length or self.vae.config.latent_chunk or 4
+
+    def alignment(self, latent_frames: int) -> int | None:
+        """`align`, for segments of that many latent frames.
+
+        Where it leaves no start but 0, starts are anywhere: else a clip of a single chunk could
+        not end with a reference.
+        """
+        return self.align if self.align is not None and self.align < latent_frames else None
 
     def played_fps(self, fps: float) -> float:
         """Frames per second of the file, for the rate that the model is told."""

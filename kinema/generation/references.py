@@ -77,11 +77,13 @@ class ReferencePlan:
     """Latent frames that each segment takes over from the one before; 0 with one segment."""
     overlap_frames: int
     """Frames of the video that are cut off the start of every segment but the first."""
+    align: int | None
+    """`PipelineConfig.alignment` of a segment."""
     notes: tuple[str, ...]
     """What the person may not expect: other shapes, frames left out, moved starts."""
 
     def encode(
-        self, encode: Encode, vae: VAEConfig, *, height: int, width: int, align: int | None = None
+        self, encode: Encode, vae: VAEConfig, *, height: int, width: int
     ) -> tuple[Tensor, ...]:
         """Latents of the references, `[C, t, h, w]` each, float32 on the CPU.
 
@@ -89,10 +91,9 @@ class ReferencePlan:
 
         Args:
             height: of the clip, in pixels; references are brought to its size.
-            align: `PipelineConfig.align`.
         """
         return tuple(
-            self._encode_one(number, encode, vae, height, width, align)
+            self._encode_one(number, encode, vae, height, width)
             for number in range(len(self.references))
         )
 
@@ -103,14 +104,13 @@ class ReferencePlan:
         vae: VAEConfig,
         height: int,
         width: int,
-        align: int | None,
     ) -> Tensor:
         reference = self.references[number]
         used: set[int] = set()
         for p in self.placements:
             if p.reference == number:
                 # The clip's end does not matter here: at worst a frame too many is read.
-                span = place(p, reference.latent_frames, _ANY_LENGTH, align)
+                span = place(p, reference.latent_frames, _ANY_LENGTH, self.align)
                 used.update(range(span.reference_start, span.reference_start + span.length))
         size = vae.latent_size(reference.num_frames, height, width)
         latents = torch.zeros(vae.latent_channels, *size)
@@ -140,6 +140,7 @@ def plan_references(request: GenerateRequest, config: PipelineConfig) -> Referen
     """
     vae = config.vae.config
     total = vae.latent_size(request.num_frames, request.height, request.width)[0]
+    align = config.alignment(total)
     placements = parse(request.mask_strategy)
     for path in request.references:
         if "://" in path:
@@ -165,12 +166,12 @@ def plan_references(request: GenerateRequest, config: PipelineConfig) -> Referen
         reference_lengths=[r.latent_frames for r in references],
         latent_frames=total,
         loop=request.loop,
-        align=config.align,
+        align=align,
     )
-    if request.loop == 1 and _keeps_everything(placements, references, total, config.align):
+    if request.loop == 1 and _keeps_everything(placements, references, total, align):
         notes.append("every frame is given by the references: nothing is generated")
     overlap, frames = segment_overlap(request, config)
-    return ReferencePlan(placements, tuple(references), overlap, frames, tuple(notes))
+    return ReferencePlan(placements, tuple(references), overlap, frames, align, tuple(notes))
 
 
 def _keeps_everything(

@@ -57,13 +57,12 @@ class Job:
             self.config.vae.config,
             height=self.request.height,
             width=self.request.width,
-            align=self.config.align,
         )
 
     def conditioning(self, segment: int, shape: Shape) -> FrameConditioning | None:
         """The frames of a segment that are given."""
         return mask_strategy.condition(
-            self._placements, self.references, segment, shape, self.config.align
+            self._placements, self.references, segment, shape, self.plan.align
         )
 
     def decode(self, vae: Autoencoder, segment: int, device: torch.device) -> None:

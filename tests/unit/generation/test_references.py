@@ -203,6 +203,16 @@ def test_latent_frames_of_a_file(video: Path, image: Path) -> None:
     assert reference_length(image, VideoVAEConfig()) == 1
 
 
+def test_a_clip_of_one_chunk_takes_references_anywhere(video: Path) -> None:
+    aligned = config(align=5)
+    short = plan_references(request(video, mask_strategy="0,0,-2,-2,2", num_frames=17), aligned)
+    assert short.align is None
+    assert "steps of" not in " ".join(short.notes)
+    longer = plan_references(request(video, mask_strategy="0,0,-2,-2,2", num_frames=34), aligned)
+    assert longer.align == 5
+    assert "steps of 5" in " ".join(longer.notes)
+
+
 def test_segments_share_what_the_model_can_take_over() -> None:
     aligned = config(align=5, condition_frame_length=5)
 

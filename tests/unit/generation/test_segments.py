@@ -64,7 +64,6 @@ def encoded(pipeline: Pipeline, request_references: tuple[str, ...], strategy: s
             pipeline.config.vae.config,
             height=32,
             width=32,
-            align=pipeline.config.align,
         )
     )
 

@@ -253,7 +253,7 @@ def overlap_frames(length: int, num_frames: int, vae: VAEConfig) -> int:
             f"of {step}",
             where="condition_frame_length",
             hint=" or ".join(fitting)
-            or f"{near[0]}, with segments of {_frames_beyond(near[0], num_frames, vae)} frames "
+            or f"{near[0]}, with segments of {frames_beyond(near[0], num_frames, vae)} frames "
             "(--num-frames) or more",
         )
     if length >= total:
@@ -262,13 +262,13 @@ def overlap_frames(length: int, num_frames: int, vae: VAEConfig) -> int:
             "would be new",
             where="condition_frame_length",
             hint=(f"at most {total - step}, or " if total > step else "")
-            + f"segments of {_frames_beyond(length, num_frames, vae)} frames (--num-frames) or "
+            + f"segments of {frames_beyond(length, num_frames, vae)} frames (--num-frames) or "
             "more",
         )
     return length // step * frames_per_step
 
 
-def _frames_beyond(length: int, num_frames: int, vae: VAEConfig) -> int:
+def frames_beyond(length: int, num_frames: int, vae: VAEConfig) -> int:
     """The shortest clip, from `num_frames` on, of more than `length` latent frames."""
     while vae.latent_size(num_frames, vae.spatial_stride, vae.spatial_stride)[0] <= length:
         num_frames = vae.nearest_frames(num_frames + 1)[1]

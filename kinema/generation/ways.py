@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 from kinema.config.errors import KinemaError
 from kinema.diffusion.config import IDDPMConfig
 from kinema.generation.config import PipelineConfig
-from kinema.generation.mask_strategy import Placement, notation
+from kinema.generation.mask_strategy import Placement, frames_beyond, notation
 from kinema.generation.references import reference_length
 
 File = str | os.PathLike[str]
@@ -75,7 +75,8 @@ def conditions(
             them; default: `config.frames_taken_over`.
 
     Raises:
-        WayError: several ways at once, or a strength without a video to edit.
+        WayError: several ways at once, a strength without a video to edit, or a clip that the
+            files would fill.
         MediaError: a file that is missing, broken or no image or video.
     """
     given = {name: value for name, value in ways.items() if value is not None}
@@ -134,7 +135,21 @@ def conditions(
         paths = [value]
         k = length(value)
         placements = [Placement(first, 0, -k, 0, k), Placement(last, 0, 0, -k, k)]
+    taken = sum(p.length for p in placements)
+    if name in ("extend", "extend_back", "connect", "make_loop") and loop == 1 and taken >= total:
+        fewer = (total - 1) // len(placements)
+        raise WayError(
+            f"the clip has room for {_frames(total)}, and {_frames(taken)} would be given: nothing "
+            "would be new",
+            where=f"--{name.replace('_', '-')}",
+            hint=f"--num-frames {frames_beyond(taken, num_frames, vae)} or more"
+            + (f", or --condition-frame-length {fewer}" if fewer and config.align is None else ""),
+        )
     return Conditions(tuple(os.fspath(p) for p in paths), notation(placements))
+
+
+def _frames(count: int) -> str:
+    return f"{count} latent frame{'' if count == 1 else 's'}"
 
 
 def check_ways(config: PipelineConfig, sampler: str | None = None) -> None:

@@ -102,6 +102,32 @@ def test_editing_goes_on_over_segments(files: dict[str, str]) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("way", "num_frames", "align", "hint"),
+    [
+        ({"extend": "long"}, 17, None, "--num-frames 34 or more, or --condition-frame-length 4"),
+        ({"extend_back": "long"}, 17, 5, "--num-frames 34 or more"),
+        ({"make_loop": "long"}, 34, None, "--num-frames 51 or more, or --condition-frame-length 4"),
+        ({"connect": ("image", "image")}, 1, None, "--num-frames 9 or more"),
+    ],
+)
+def test_a_clip_that_its_files_would_fill_is_refused(
+    way: dict[str, Any], num_frames: int, align: int | None, hint: str, files: dict[str, str]
+) -> None:
+    with pytest.raises(WayError, match="nothing would be new") as caught:
+        conditions(resolve(way, files), config(align=align), num_frames=num_frames)
+    assert caught.value.hint == hint
+    longer = int(hint.split()[1])
+    assert conditions(resolve(way, files), config(align=align), num_frames=longer) is not None
+    if "length" in hint:
+        length = int(hint.split()[-1])
+        assert conditions(
+            resolve(way, files), config(), num_frames=num_frames, condition_frame_length=length
+        )
+    # With several segments the rest is new.
+    assert conditions(resolve(way, files), config(), num_frames=num_frames, loop=2) is not None
+
+
 def test_no_way_is_none() -> None:
     assert conditions({"image": None, "edit_strength": None}, config(), num_frames=17) is None
 

@@ -70,8 +70,8 @@ class Source(ABC):
         """Reads single tensors of the transformer, by their names in the model."""
 
     @abstractmethod
-    def fill_vae(self, vae: Autoencoder, device: torch.device) -> None:
-        """Read the autoencoder's weights into one on the meta device; raises as `fill_model`."""
+    def fill_vae(self, vae: Autoencoder, device: torch.device, leave: Collection[str] = ()) -> None:
+        """Likewise of the autoencoder; arguments and errors as for `fill_model`."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -143,9 +143,9 @@ class CheckpointSource(Source):
         """See `Source`."""
         return TensorReader(self.checkpoint.path, section=self.section)
 
-    def fill_vae(self, vae: Autoencoder, device: torch.device) -> None:
+    def fill_vae(self, vae: Autoencoder, device: torch.device, leave: Collection[str] = ()) -> None:
         """See `Source`."""
-        load_released(vae, self._vae_file(), device=device)
+        load_released(vae, self._vae_file(), device=device, leave=leave)
 
     def identity(self) -> dict[str, Any]:
         """See `Source`."""
@@ -230,9 +230,9 @@ class ReleasedSource(Source):
         """See `Source`."""
         return TensorReader(self.files.model, like=model)
 
-    def fill_vae(self, vae: Autoencoder, device: torch.device) -> None:
+    def fill_vae(self, vae: Autoencoder, device: torch.device, leave: Collection[str] = ()) -> None:
         """See `Source`."""
-        load_released(vae, self.files.vae, device=device)
+        load_released(vae, self.files.vae, device=device, leave=leave)
 
     def identity(self) -> dict[str, Any]:
         """See `Source`."""

@@ -227,6 +227,7 @@ class Pipeline:
         jobs = [[self._job(number, requests[number]) for number in batch] for batch in batches]
         if not jobs:
             return
+        self._residency.check_weights()
         captions = self._encode_captions([job for batch in jobs for job in batch])
         groups = [[batch] for batch in jobs] if self.offload == "none" else _groups(jobs)
         for group in groups:

@@ -81,6 +81,7 @@ class Residency:
         self._model: Transformer | None = None
         self._vae: Autoencoder | None = None
         self._text: TextEncoder | None = None
+        self._weights_fit = False
         if offload == "layers" and self._given is not None:
             raise KinemaError(
                 "layers are streamed from files, and these networks are in memory",
@@ -106,6 +107,20 @@ class Residency:
             )
         with self.text() as text, self.transformer() as model, self.vae() as vae:
             return Parts(model, vae, text, self.identity())
+
+    def check_weights(self) -> None:
+        """Make sure that the weights fit, before time is spent; reads names and shapes only.
+
+        Raises:
+            KinemaError: they do not.
+        """
+        if self._source is None or self._weights_fit:
+            return
+        model = self._empty_transformer()
+        self._source.fill_model(model, self._device, leave=model.state_dict().keys())
+        vae = empty_vae(self._source.config.vae.config, self._vae_dtype)
+        self._source.fill_vae(vae, self._device, leave=vae.state_dict().keys())
+        self._weights_fit = True
 
     @property
     def loaded(self) -> frozenset[str]:

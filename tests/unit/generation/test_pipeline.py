@@ -131,6 +131,21 @@ def test_contradictions_are_refused() -> None:
         next(pipeline.generate_all([pipeline.request("a")], batch_size=0))
 
 
+@pytest.mark.parametrize("offload", ["none", "phase", "layers"])
+def test_a_wrong_autoencoder_is_refused_before_sampling(offload: str, tmp_path: Path) -> None:
+    checkpoint = write_run(tmp_path)
+    pipeline = Pipeline.from_pretrained(
+        checkpoint, vae=checkpoint / "model.safetensors", offload=offload, device="cpu"
+    )
+    steps: list[int] = []
+    with pytest.raises(KinemaError, match="these weights do not fit VideoVAE"):
+        next(pipeline.generate_all([pipeline.request("a")], on_step=steps.append))
+    assert steps == []
+    right = Pipeline.from_pretrained(checkpoint, offload=offload, device="cpu")
+    next(right.generate_all([right.request("a")], on_step=steps.append))
+    assert steps
+
+
 @pytest.mark.parametrize("has_it", [True, False])
 def test_the_usual_precision_is_bf16_on_a_gpu_that_has_it(
     has_it: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -137,13 +137,13 @@ def conditions(
         placements = [Placement(first, 0, -k, 0, k), Placement(last, 0, 0, -k, k)]
     taken = sum(p.length for p in placements)
     if name in ("extend", "extend_back", "connect", "make_loop") and loop == 1 and taken >= total:
-        fewer = (total - 1) // len(placements)
+        fewer, aligned = (total - 1) // len(placements), config.alignment(total) is not None
         raise WayError(
             f"the clip has room for {_frames(total)}, and {_frames(taken)} would be given: nothing "
             "would be new",
             where=f"--{name.replace('_', '-')}",
             hint=f"--num-frames {frames_beyond(taken, num_frames, vae)} or more"
-            + (f", or --condition-frame-length {fewer}" if fewer and config.align is None else ""),
+            + (f", or --condition-frame-length {fewer}" if fewer and not aligned else ""),
         )
     return Conditions(tuple(os.fspath(p) for p in paths), notation(placements))
 

@@ -106,7 +106,8 @@ def test_editing_goes_on_over_segments(files: dict[str, str]) -> None:
     ("way", "num_frames", "align", "hint"),
     [
         ({"extend": "long"}, 17, None, "--num-frames 34 or more, or --condition-frame-length 4"),
-        ({"extend_back": "long"}, 17, 5, "--num-frames 34 or more"),
+        ({"extend_back": "long"}, 17, 5, "--num-frames 34 or more, or --condition-frame-length 4"),
+        ({"make_loop": "long"}, 34, 5, "--num-frames 51 or more"),
         ({"make_loop": "long"}, 34, None, "--num-frames 51 or more, or --condition-frame-length 4"),
         ({"connect": ("image", "image")}, 1, None, "--num-frames 9 or more"),
     ],

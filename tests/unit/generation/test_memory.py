@@ -99,7 +99,7 @@ print((after - before) * 1024, counted.activations)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize(("what", "size", "frames"), [("sampling", 256, 8), ("decoding", 384, 4)])
 def test_what_is_counted_is_what_a_cpu_takes(what: str, size: int, frames: int) -> None:
-    """Roughly: the allocator's rests, and what a CPU's kernels take for themselves, are not counted."""
+    """Roughly: an allocator's rests, and what kernels take for themselves, are not counted."""
     found = subprocess.run(
         [sys.executable, "-c", MEASURE, what, str(size), str(frames)],
         capture_output=True,

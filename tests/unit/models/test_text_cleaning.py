@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 
 import pytest
@@ -30,7 +29,6 @@ def test_no_caption_makes_noise(caption: str) -> None:
 @pytest.mark.parametrize(
     "piece", ["a", "a.", "-", "1:00 ", "<b>", "&amp;", "x1", "\u732b", "..'\""]
 )
-def test_long_captions_take_no_time(piece: str) -> None:
-    start = time.process_time()
-    prepare_caption(piece * 2000, clean=True)
-    assert time.process_time() - start < 3
+@pytest.mark.timeout(60)  # a rule that goes back and forth over the text would take hours
+def test_long_captions_come_to_an_end(piece: str) -> None:
+    assert isinstance(prepare_caption(piece * 2000, clean=True), str)

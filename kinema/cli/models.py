@@ -67,7 +67,7 @@ def models(
                 f"{row['parameters'] / 1e6:,.0f}M",
                 row["vae"],
                 row["text_encoder"],
-                f"{_span([t['resolution'] for t in row['trained']])}: {_frames(row['trained'])}",
+                _trained(row["trained"]),
                 _beyond(row["extrapolates"]),
                 _beyond(row["several_gpus"]),
                 _here(row["weights"]),
@@ -290,6 +290,10 @@ def _text_in_words(config: Any) -> str:
 
 def _process_in_words(config: Any) -> str:
     return {"rflow": "rectified flow"}.get(config.type, getattr(config, "sampler", config.type))
+
+
+def _trained(rows: list[dict[str, Any]]) -> str:
+    return f"{_span([t['resolution'] for t in rows])}: {_frames(rows)}" if rows else "-"
 
 
 def _span(resolutions: list[str]) -> str:

@@ -8,7 +8,7 @@ downloaded here: `docs/released.md` says for each checkpoint what was run and wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -157,11 +157,40 @@ def _opensora_1_0(name: str, file: str, side: int, title: str) -> Released:
         vae=_SD_VAE,
         text=T5_XXL,
         trained=trained,
+        notes=("`opensora-1.0-64` is the published 64-frame setting",) if side == 512 else (),
+    )
+
+
+def _opensora_1_0_64(weights: Released) -> Released:
+    """The recipe of inference for 64x512x512: the 16-frame weights, positions in time closer."""
+    model = weights.config.model
+    assert isinstance(model, STDiTConfig)
+    config = replace(
+        weights.config,
+        model=replace(model, input_size=(64, *model.input_size[1:]), time_scale=2 / 3),
+        buckets=(TrainedSize(width=512, height=512, num_frames=64),),  # the setting's own size
+        fps=12.0,
+    )
+    return replace(
+        weights,
+        name="opensora-1.0-64",
+        title="Open-Sora 1.0, the published setting for 64x512x512",
+        config=config,
+        trained=(),
+        extrapolates=(Lengths("512", (64,)),),
         notes=(
-            "the published 64-frame setting (512x512, time_scale 2/3, 12 frames per second) uses "
-            "the same weights and was not trained by them",
+            "the weights are those of opensora-1.0, trained on 16 frames; weights trained in this "
+            "setting were not published",
         ),
     )
+
+
+_OPENSORA_1_0 = _opensora_1_0(
+    "opensora-1.0",
+    "OpenSora-v1-HQ-16x512x512.pth",
+    512,
+    "Open-Sora 1.0, 16x512x512, high quality",
+)
 
 
 _STAGE2_1_1 = (
@@ -396,12 +425,8 @@ RELEASED: tuple[Released, ...] = (
         _STAGE2_1_1,
         (Lengths("512", (128,)), Lengths("480p", (32,)), Lengths("720p", (32,))),
     ),
-    _opensora_1_0(
-        "opensora-1.0",
-        "OpenSora-v1-HQ-16x512x512.pth",
-        512,
-        "Open-Sora 1.0, 16x512x512, high quality",
-    ),
+    _OPENSORA_1_0,
+    _opensora_1_0_64(_OPENSORA_1_0),
     _opensora_1_0(
         "opensora-1.0-hq-256",
         "OpenSora-v1-HQ-16x256x256.pth",

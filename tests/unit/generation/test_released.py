@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kinema.config.errors import KinemaError
 from kinema.config.settings import from_dict, to_dict
 from kinema.generation.check import check_request
 from kinema.generation.config import GenerateRequest, PipelineConfig
+from kinema.generation.options import make_request
 from kinema.generation.released import (
     GENERATIONS,
     RELEASED,
@@ -58,7 +60,8 @@ def test_every_entry_can_generate_as_it_stands(released: Any) -> None:
             prompt=prompt, width=bucket.width, height=bucket.height, num_frames=bucket.num_frames
         )
         check_request(request, config)
-    count = sum(len(row.frames) for row in released.trained)
+    # A setting that nothing was trained in begins with what it is for.
+    count = sum(len(row.frames) for row in released.trained or released.extrapolates)
     assert len(config.buckets) == count
     untrained = {(r.resolution, n) for r in released.extrapolates for n in r.frames}
     assert not untrained & {(r.resolution, n) for r in released.trained for n in r.frames}
@@ -79,11 +82,26 @@ def test_published_sampling_defaults() -> None:
     assert defaults["opensora-1.2"] == (30, 7.0, 24.0)
     assert defaults["dit-xl2-256"] == (20, 4.0, 1.0)
     assert defaults["pixart-alpha-512"][:2] == (20, 7.0)
+    assert defaults["opensora-1.0-64"] == (100, 7.0, 12.0)
     one, two = find_released("opensora-1.1").config, find_released("opensora-1.2").config
     assert (one.frame_interval, one.condition_frame_length) == (3, 4)
     assert (one.align, one.aes) == (None, None)
     assert (two.frame_interval, two.condition_frame_length) == (1, 5)
     assert (two.align, two.aes) == (5, 6.5)
+
+
+def test_the_64_frames_of_1_0() -> None:
+    """The published recipe of inference: 64x512x512 at 12 frames per second, time_scale 2/3."""
+    long, short = find_released("opensora-1.0-64"), find_released("opensora-1.0")
+    assert (long.model, long.vae, long.text) == (short.model, short.vae, short.text)
+    assert long.config.model == replace(
+        short.config.model, input_size=(64, 64, 64), time_scale=2 / 3
+    )
+    request = make_request("a red kite", long.config, {})
+    shape = (request.num_frames, request.height, request.width, request.fps)
+    assert shape == (64, 512, 512, 12.0)
+    assert long.config.played_fps(request.fps) == 12.0
+    assert not long.trained
 
 
 def test_it_is_read_without_torch() -> None:

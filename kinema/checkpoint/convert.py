@@ -8,7 +8,7 @@ same tables are read and written (`released_names`), so that there and back chan
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from kinema.checkpoint.released_names import (
 )
 from kinema.checkpoint.run import resolve_weights
 from kinema.checkpoint.source import TORCH_SUFFIXES, TensorSource, find_files
-from kinema.checkpoint.weights import MAX_SHARD_BYTES, save_weights
+from kinema.checkpoint.weights import MAX_SHARD_BYTES, is_declared, save_weights
 from kinema.models.build import build_transformer
 from kinema.models.config import (
     DiTConfig,
@@ -64,6 +64,8 @@ class Converted:
     files: tuple[Path, ...]
     computed: tuple[str, ...]
     """Position tables of the source that were left out, and are computed where they are needed."""
+    left_out: tuple[str, ...] = ()
+    """Tensors that belong to nothing, left out because that was allowed."""
     without_config: bool = False
     """A folder of this form has a `config.json`, which could not be written: its settings are not
     known."""
@@ -79,6 +81,7 @@ def convert(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     section: str = "model",
     overwrite: bool = False,
+    allow_unexpected: Sequence[str] = (),
 ) -> Converted:
     """Write the weights of a file or folder in another form. One tensor at a time is in memory,
     but for `.pth` and `.pt`, which PyTorch writes from memory whole.
@@ -92,6 +95,8 @@ def convert(
         dtype: fp32, bf16 or fp16; None: as in the source.
         max_shard_bytes: larger safetensors files become shards.
         section: `model` or `ema` of a checkpoint of ours.
+        allow_unexpected: regular expressions (whole name) of tensors that the network has no place
+            for: they are left out. What is missing cannot be allowed: nothing could be written.
 
     Raises:
         WeightsError: weights that are incomplete or of an unknown network; a form that the network
@@ -99,7 +104,7 @@ def convert(
     """
     target = Path(target)
     with TensorSource(resolve_weights(source), section) as tensors:
-        identity = _identified(tensors, config)
+        identity = _identified(tensors, config, allow_unexpected)
         layout = _target_layout(identity, config, to, str(source))
         plan = _Plan(identity, tensors, layout, _tables(identity, config, to), _dtype(dtype))
         path = _file(target, to, identity.config)
@@ -120,7 +125,12 @@ def convert(
         tensors=len(plan.meta),
         numbers=sum(t.numel() for t in plan.meta.values()),
         files=tuple(files),
-        computed=tuple(n for n in identity.fit.unexpected if n not in plan.meta),
+        computed=tuple(
+            n
+            for n in identity.fit.unexpected
+            if n not in plan.meta and n not in identity.unexpected
+        ),
+        left_out=identity.unexpected,
         without_config=target == path.parent
         and config is None
         and _published_config(identity.config, to) is not None,
@@ -169,15 +179,16 @@ class _Plan:
         return found if exact or self._dtype is None else self._dtype
 
 
-def _identified(tensors: TensorSource, config: Any) -> Identity:
+def _identified(tensors: TensorSource, config: Any, allow_unexpected: Sequence[str]) -> Identity:
     identity = identify(tensors.shapes, tensors.dtypes, config)
     if identity is None or identity.config is None:
         what = identity.title if identity else unknown(tensors.shapes)
         raise WeightsError(
             f"cannot be converted: {what}", where=str(tensors.path), hint="kinema models --check"
         )
-    if not identity.fits:
-        absent = identity.fit.missing
+    absent = identity.fit.missing
+    strangers = [n for n in identity.unexpected if not is_declared(n, allow_unexpected)]
+    if absent or strangers or identity.fit.wrong_shape or identity.fit.wrong_kind:
         hint = "kinema models --check lists all"
         if absent == ("y_embedder.y_embedding",):
             hint = (
@@ -188,7 +199,7 @@ def _identified(tensors: TensorSource, config: Any) -> Identity:
             f"{len(names)} {what} ({', '.join(names[:3])})"
             for what, names in (
                 ("missing", absent),
-                ("unknown", identity.unexpected),
+                ("unknown", strangers),
                 ("of another shape", identity.fit.wrong_shape),
                 ("of another kind", identity.fit.wrong_kind),
             )

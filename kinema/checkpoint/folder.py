@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from kinema.checkpoint.disk import FileRecord, read_record
 from kinema.checkpoint.errors import CheckpointError
 from kinema.checkpoint.optimizer import read_optimizer
-from kinema.checkpoint.weights import LoadReport, load_weights
+from kinema.checkpoint.weights import Initial, LoadReport, load_weights
 
 Section = Literal["model", "ema", "optimizer"]
 DESCRIPTION = "description"
@@ -138,6 +138,7 @@ class Checkpoint:
         allow_unexpected: Sequence[str] = (),
         device: torch.device | str | None = None,
         leave: Collection[str] = (),
+        initial: Initial | None = None,
     ) -> LoadReport:
         """Fill a module strictly, as `load_weights` does."""
         self._require(which)
@@ -149,6 +150,7 @@ class Checkpoint:
             allow_unexpected=allow_unexpected,
             device=device,
             leave=leave,
+            initial=initial,
         )
 
     def load_optimizer(self, into: Mapping[str, Tensor]) -> None:

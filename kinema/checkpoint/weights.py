@@ -22,6 +22,8 @@ from kinema.checkpoint.source import TensorSource
 SHOWN = 5
 """Names shown of a list in a message."""
 MAX_SHARD_BYTES = 8 * 2**30
+Initial = Callable[[Sequence[str]], Mapping[str, Tensor]]
+"""Initial values of some tensors of a network, by name."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def load_weights(
     device: torch.device | str | None = None,
     section: str = "model",
     leave: Collection[str] = (),
+    initial: Initial | None = None,
 ) -> LoadReport:
     """Fill `module` from a file or folder of weights, one tensor at a time.
 
@@ -73,6 +76,8 @@ def load_weights(
         section: which weights of a folder: `model` or `ema`.
         leave: tensors of the module that are checked but stay as they are (on the meta device:
             somebody reads them later, with a `TensorReader`).
+        initial: the initial values of tensors that the file lacks, for a module on the meta device,
+            which has none; asked once, and only for those.
 
     Raises:
         WeightsError: a missing or unreadable file; names, shapes or kinds of number that do
@@ -95,6 +100,7 @@ def load_weights(
             allow_unexpected=allow_unexpected,
             device=device,
             leave=leave,
+            initial=initial,
         )
 
 
@@ -107,6 +113,7 @@ def load_released(
     device: torch.device | str | None = None,
     section: str = "model",
     leave: Collection[str] = (),
+    initial: Initial | None = None,
 ) -> LoadReport:
     """Fill `module` from a file or folder in any form that its weights are published in.
 
@@ -117,7 +124,8 @@ def load_released(
 
     Args:
         module: on the meta device, or with memory; one of Kinema's networks.
-        path, allow_new, allow_unexpected, device, section, leave: as for `load_weights`.
+        path, allow_new, allow_unexpected, device, section, leave, initial: as for
+            `load_weights`.
 
     Raises:
         WeightsError: as `load_weights`.
@@ -132,6 +140,7 @@ def load_released(
             allow_unexpected=(*layout.computed, *allow_unexpected),
             device=device,
             leave=leave,
+            initial=initial,
         )
 
 
@@ -144,6 +153,7 @@ def fill(
     allow_unexpected: Sequence[str] = (),
     device: torch.device | str | None = None,
     leave: Collection[str] = (),
+    initial: Initial | None = None,
 ) -> LoadReport:
     """Check everything, then fill the module tensor by tensor from a file of that layout.
 
@@ -153,8 +163,12 @@ def fill(
         module, tensors, layout, allow_new=allow_new, allow_unexpected=allow_unexpected
     )
     slots = _slots(module)
-    _require_memory(module, report.new, slots)
     left = set(leave)
+    empty = [n for n in report.new if n not in left and slots[n].tensor.is_meta]
+    _require_memory(module, [] if initial else empty, slots)
+    values = initial(empty) if initial and empty else {}
+    for name in values:
+        slots[name].fill(values[name], device)
     for name in (n for n in report.loaded if n not in left):
         slots[name].fill(layout.stored[name].read(tensors.read, slots[name].shape), device)
     return report
@@ -302,15 +316,32 @@ def _slots(module: nn.Module) -> dict[str, _Slot]:
     return slots
 
 
-def _require_memory(module: nn.Module, new: Sequence[str], slots: dict[str, _Slot]) -> None:
+def _require_memory(module: nn.Module, empty: list[str], slots: dict[str, _Slot]) -> None:
     """A meta module has no initial values that tensors not in the file could keep."""
-    empty = [n for n in new if slots[n].tensor.is_meta]
-    empty += [n for n, b in module.named_buffers() if b.is_meta and n not in slots]
+    empty = empty + [n for n, b in module.named_buffers() if b.is_meta and n not in slots]
     assert not empty, f"stay without memory: {empty[:SHOWN]}; build the module on a real device"
 
 
 def _undeclared(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
-    return [n for n in names if not any(re.fullmatch(p, n) for p in patterns)]
+    return [n for n in names if not is_declared(n, patterns)]
+
+
+def is_declared(name: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the regular expressions matches the whole name.
+
+    Raises:
+        WeightsError: one that is no regular expression.
+    """
+    for pattern in patterns:
+        try:
+            if re.fullmatch(pattern, name):
+                return True
+        except re.error as error:
+            raise WeightsError(
+                f"{pattern!r} is no regular expression: {error}",
+                hint=r"all of a block: blocks\.0\..*",
+            ) from None
+    return False
 
 
 def _problem(what: str, names: Sequence[str]) -> str:

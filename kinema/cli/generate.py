@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from kinema.generation.config import GenerateRequest
     from kinema.generation.pipeline import Pipeline
     from kinema.generation.refine import RefineConfig
+    from kinema.models.config import TextConfig
+    from kinema.models.text import TextEncoder
 
 
 WHAT = "What to make"
@@ -75,6 +79,25 @@ def generate(
     ),
     text: str | None = typer.Option(
         None, help="Folder of the text encoder, if it has moved.", rich_help_panel=MODEL
+    ),
+    text_cache: Path | None = typer.Option(
+        None,
+        help="Folder of prompts that `kinema text encode` has encoded, in place of the text "
+        "encoder, whose files are then not needed.",
+        rich_help_panel=MODEL,
+    ),
+    allow_new: list[str] = typer.Option(
+        [],
+        help="Tensors (regular expression) that the transformer's weights may lack; they keep "
+        "untrained values.",
+        rich_help_panel=MODEL,
+        metavar="<str>",
+    ),
+    allow_unexpected: list[str] = typer.Option(
+        [],
+        help="Tensors in the transformer's weights that the model may lack.",
+        rich_help_panel=MODEL,
+        metavar="<str>",
     ),
     ema: bool = typer.Option(
         True, help="Use the averaged weights of a checkpoint folder.", rich_help_panel=MODEL
@@ -281,6 +304,9 @@ def generate(
             compile=compile,
             attention=attention,
             text_dtype=text_dtype,
+            text_encoder=None if text_cache is None else _from_cache(text_cache),
+            allow_new=allow_new,
+            allow_unexpected=allow_unexpected,
         )
         width, height = choose_size(size, resolution, aspect_ratio, pipeline.config)
         seconds, frames = parse_length(num_frames)
@@ -331,6 +357,8 @@ def generate(
         plan = pipeline.check(requests, batch_size=batch_size, world=world)
         if world.is_main:
             _tell(pipeline, requests)
+            if allow_new or allow_unexpected:
+                _tell_differences(pipeline.check_weights())
             print(plan, file=sys.stderr)
             save_dir.mkdir(parents=True, exist_ok=True)
         names = choose_names(save_dir, requests, world, stems=stems)
@@ -360,6 +388,13 @@ def _weights(model: str | None, ckpt_path: str | None, **rest: Any) -> dict[str,
     if rest["offline"]:
         raise KinemaError("--offline has no effect without --model", hint="leave it out")
     return {"path": ckpt_path, **rest}
+
+
+def _from_cache(folder: Path) -> Callable[[TextConfig], TextEncoder]:
+    """Makes the text encoder that knows the prompts of a cache."""
+    from kinema.training.encode import CachedTextEncoder
+
+    return functools.partial(CachedTextEncoder.open, folder)
 
 
 def _refined(requests: list[GenerateRequest], config: RefineConfig) -> list[GenerateRequest]:
@@ -420,6 +455,17 @@ def _not_there_yet(
     return kept
 
 
+def _tell_differences(found: dict[str, list[str]]) -> None:
+    """Say on stderr which tensors do not fit, as was allowed: how many, and their names."""
+    says = {
+        "new_tensors": "missing from the weights, so with untrained values",
+        "left_out": "of the weights left out",
+    }
+    for what, names in found.items():
+        count = f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
+        print(f"warning: {count} {says[what]}: {', '.join(names)}", file=sys.stderr)
+
+
 def _tell(pipeline: Pipeline, requests: list[GenerateRequest]) -> None:
     """Say on stderr what the person may not expect, each thing once."""
     from kinema.generation.check import check_request, unseen_size_note
@@ -429,11 +475,14 @@ def _tell(pipeline: Pipeline, requests: list[GenerateRequest]) -> None:
     for request in dict.fromkeys(requests):
         note = unseen_size_note(request, pipeline.config)
         found = [note] if note else []
-        for text in dict.fromkeys(segment_texts(request)):
+        texts = dict.fromkeys(segment_texts(request), "prompt")
+        if request.negative_prompt is not None:
+            texts.setdefault(request.negative_prompt, "negative prompt")
+        for text, what in texts.items():
             lost = pipeline.lost_words(text)
             if lost:
                 found.append(
-                    f"the prompt is longer than the text encoder takes; this is lost: {lost}"
+                    f"the {what} is longer than the text encoder takes; this is lost: {lost}"
                 )
         found += check_request(request, pipeline.config).notes
         notes |= dict.fromkeys(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ def convert(
     ),
     max_shard_size: str = typer.Option("8GiB", help="Larger safetensors files become shards."),
     ema: bool = typer.Option(False, "--ema", help="The averaged weights of a checkpoint of ours."),
+    allow_unexpected: list[str] = typer.Option(
+        [],
+        help="Tensors (regular expression) that the network has no place for: they are left out.",
+        metavar="<str>",
+    ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is there."),
 ) -> None:
     """Write weights in another form, tensor by tensor, and say what was done."""
@@ -62,7 +68,11 @@ def convert(
         max_shard_bytes=conversion.size_in_bytes(max_shard_size),
         section="ema" if ema else "model",
         overwrite=overwrite,
+        allow_unexpected=allow_unexpected,
     )
+    if done.left_out:
+        names = ", ".join(done.left_out)
+        print(f"warning: {len(done.left_out)} tensors left out: {names}", file=sys.stderr)
     print(f"{done.title} (found as: {done.layout})")
     print(f"{done.tensors} tensors, {done.numbers:,} numbers")
     if done.computed:

@@ -18,7 +18,7 @@ from kinema.checkpoint.hub import check_places, offline_by_environment
 from kinema.checkpoint.reader import TensorReader
 from kinema.checkpoint.run import Checkpoint, resolve_weights
 from kinema.checkpoint.source import find_files
-from kinema.checkpoint.weights import load_released
+from kinema.checkpoint.weights import Initial, LoadReport, load_released
 from kinema.config.errors import KinemaError
 from kinema.config.settings import from_dict
 from kinema.generation import released as published
@@ -45,21 +45,37 @@ class Parts:
     """Names and hashes of the weights, for the sidecar."""
 
 
+@dataclass(frozen=True)
+class Allowed:
+    """How the transformer's weights may differ from the network: regular expressions of names."""
+
+    new: tuple[str, ...] = ()
+    """Tensors that the file may lack; they keep their initial values."""
+    unexpected: tuple[str, ...] = ()
+    """Tensors of the file that the network may lack; they are left out."""
+
+
 class Source(ABC):
     """Where a pipeline's weights are; everything here is known without reading them."""
 
     config: PipelineConfig
     text_weights: Path | None
     """Folder of the text encoder's weights and tokenizer, where it has any."""
+    allowed: Allowed
 
     @abstractmethod
     def fill_model(
-        self, model: Transformer, device: torch.device, leave: Collection[str] = ()
-    ) -> None:
+        self,
+        model: Transformer,
+        device: torch.device,
+        leave: Collection[str] = (),
+        initial: Initial | None = None,
+    ) -> LoadReport:
         """Read the transformer's weights into a model on the meta device.
 
         Args:
             leave: names of tensors that stay there, for `reader` to read.
+            initial: see `load_weights`.
 
         Raises:
             KinemaError: weights that do not fit the description.
@@ -91,9 +107,19 @@ class CheckpointSource(Source):
     config: PipelineConfig
     vae_weights: Path
     text_weights: Path | None
+    allowed: Allowed = Allowed()
 
     @classmethod
-    def find(cls, path: Path, *, vae: Path | None, text: Path | None, ema: bool) -> Self:
+    def find(
+        cls,
+        path: Path,
+        *,
+        vae: Path | None,
+        text: Path | None,
+        ema: bool,
+        needs_text: bool = True,
+        allowed: Allowed = Allowed(),
+    ) -> Self:
         """Read a checkpoint's description and make sure that its files are there.
 
         Args:
@@ -101,6 +127,8 @@ class CheckpointSource(Source):
             vae: the autoencoder's weights, in place of those the checkpoint names.
             text: folder of the text encoder's weights, likewise.
             ema: the averaged weights.
+            needs_text: whether the text encoder's weights will be read.
+            allowed: how the transformer's weights may differ.
 
         Raises:
             KinemaError: no such folder, torn, of another model, without averaged weights, or
@@ -129,15 +157,28 @@ class CheckpointSource(Source):
         vae_weights = _find(folder, "autoencoder", "--vae", config.vae.weights, vae)
         assert vae_weights is not None
         text_weights = None
-        if text is not None or config.text.weights is not None or _needs_weights(config):
+        named = text is not None or config.text.weights is not None
+        if needs_text and (named or _needs_weights(config)):
             text_weights = _find(folder, "text encoder", "--text", config.text.weights, text)
-        return cls(checkpoint, section, config, vae_weights, text_weights)
+        return cls(checkpoint, section, config, vae_weights, text_weights, allowed)
 
     def fill_model(
-        self, model: Transformer, device: torch.device, leave: Collection[str] = ()
-    ) -> None:
+        self,
+        model: Transformer,
+        device: torch.device,
+        leave: Collection[str] = (),
+        initial: Initial | None = None,
+    ) -> LoadReport:
         """See `Source`."""
-        self.checkpoint.load_model(model, self.section, device=device, leave=leave)
+        return self.checkpoint.load_model(
+            model,
+            self.section,
+            allow_new=self.allowed.new,
+            allow_unexpected=self.allowed.unexpected,
+            device=device,
+            leave=leave,
+            initial=initial,
+        )
 
     def reader(self, model: Transformer) -> TensorReader:
         """See `Source`."""
@@ -177,6 +218,7 @@ class ReleasedSource(Source):
     given: tuple[str | None, str | None, str | None]
     """Places of the transformer, the autoencoder and the text encoder; None: as published."""
     offline: bool = False
+    allowed: Allowed = Allowed()
 
     @classmethod
     def find(
@@ -187,14 +229,18 @@ class ReleasedSource(Source):
         vae: str | os.PathLike[str] | None,
         text: str | os.PathLike[str] | None,
         offline: bool,
+        needs_text: bool = True,
+        allowed: Allowed = Allowed(),
     ) -> Self:
         """Make sure that the places are there, and offline that all files are.
 
         Raises:
             KinemaError: not there; names all that is missing.
         """
+        if not needs_text:
+            released = replace(released, text=None)
         places = [None if path is None else str(path) for path in (model, vae, text)]
-        source = cls(released, (places[0], places[1], places[2]), offline)
+        source = cls(released, (places[0], places[1], places[2]), offline, allowed)
         check_places(wanted(released, ckpt=places[0], vae=places[1], text=places[2]))
         if offline or offline_by_environment():
             _ = source.files
@@ -221,10 +267,22 @@ class ReleasedSource(Source):
         return self.files.text
 
     def fill_model(
-        self, model: Transformer, device: torch.device, leave: Collection[str] = ()
-    ) -> None:
+        self,
+        model: Transformer,
+        device: torch.device,
+        leave: Collection[str] = (),
+        initial: Initial | None = None,
+    ) -> LoadReport:
         """See `Source`."""
-        load_released(model, self.files.model, device=device, leave=leave)
+        return load_released(
+            model,
+            self.files.model,
+            allow_new=self.allowed.new,
+            allow_unexpected=self.allowed.unexpected,
+            device=device,
+            leave=leave,
+            initial=initial,
+        )
 
     def reader(self, model: Transformer) -> TensorReader:
         """See `Source`."""
@@ -294,8 +352,12 @@ def find_source(
     text: str | os.PathLike[str] | None,
     ema: bool,
     offline: bool,
+    needs_text: bool = True,
+    allowed: Allowed = Allowed(),
 ) -> Source:
     """Where the weights of a checkpoint folder or of a released model are.
+
+    Without `needs_text`, no weights of a text encoder are looked for.
 
     Raises:
         KinemaError: see `Pipeline.from_pretrained`.
@@ -303,7 +365,13 @@ def find_source(
     folder = Path(path)
     if not folder.exists() and str(path) in {r.name for r in published.RELEASED}:
         return ReleasedSource.find(
-            find_released(str(path)), model=model, vae=vae, text=text, offline=offline
+            find_released(str(path)),
+            model=model,
+            vae=vae,
+            text=text,
+            offline=offline,
+            needs_text=needs_text,
+            allowed=allowed,
         )
     if not folder.exists() and "/" not in str(path):
         find_released(str(path))  # raises, with the nearest name
@@ -318,4 +386,6 @@ def find_source(
         vae=None if vae is None else Path(vae),
         text=None if text is None else Path(text),
         ema=ema,
+        needs_text=needs_text,
+        allowed=allowed,
     )

@@ -6,7 +6,7 @@ import functools
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self, Unpack
@@ -33,7 +33,7 @@ from kinema.generation.memory import (
     require_memory,
 )
 from kinema.generation.options import RequestOptions, make_request
-from kinema.generation.parts import Parts, Source, find_source
+from kinema.generation.parts import Allowed, Parts, Source, find_source
 from kinema.generation.precision import (
     DTYPES,
     check_dtype,
@@ -48,7 +48,8 @@ from kinema.generation.ranks import share
 from kinema.generation.residency import Residency, check_offload
 from kinema.generation.segments import Job, batches_of
 from kinema.models.attention_kernels import check_backend
-from kinema.models.config import T5TextConfig, Tiling
+from kinema.models.config import T5TextConfig, TextConfig, Tiling
+from kinema.models.text import TextEncoder
 from kinema.parallel.world import World
 
 Batch = list[Job]
@@ -89,6 +90,7 @@ class Pipeline:
         offload: str = "none",
         tiling: bool = False,
         compile: bool = False,
+        text_encoder: TextEncoder | None = None,
     ) -> None:
         """
         Args:
@@ -103,6 +105,7 @@ class Pipeline:
             offload: "none", "phase" or "layers": what leaves the device when it is not needed.
             tiling: decode frames one by one in bands of rows: exact, slower, in less memory.
             compile: compile the transformer's blocks (the first step takes minutes).
+            text_encoder: in place of the one of `parts`.
 
         Raises:
             KinemaError: no such precision or way to off-load, ways that exclude each other, or an
@@ -128,6 +131,7 @@ class Pipeline:
             vae_dtype=None if given and vae_dtype is None else DTYPES[self.vae_dtype],
             tiling=self._tiling,
             compile=compile,
+            text=text_encoder,
         )
 
     @classmethod
@@ -148,6 +152,9 @@ class Pipeline:
         compile: bool = False,
         attention: str | None = None,
         text_dtype: str | None = None,
+        text_encoder: Callable[[TextConfig], TextEncoder] | None = None,
+        allow_new: Sequence[str] = (),
+        allow_unexpected: Sequence[str] = (),
     ) -> Self:
         """The pipeline of a checkpoint folder, of a run folder's newest checkpoint, or of a
         released model by its name (`kinema models` lists them).
@@ -163,11 +170,31 @@ class Pipeline:
             device, dtype, vae_dtype, offload, tiling, compile: see `Pipeline`.
             attention: the transformer's kernel, in place of the one in its settings.
             text_dtype: precision of T5's weights, likewise: "fp32", "bf16" or "int8".
+            text_encoder: makes a text encoder for the checkpoint's settings, in place of the one
+                that reads weights; these are then not needed.
+            allow_new: regular expressions (whole name) of tensors that the transformer's weights
+                may lack; they get the initial values of an untrained network, always the same.
+            allow_unexpected: regular expressions of tensors in them that the transformer may lack.
 
         Raises:
             KinemaError: a part is missing, torn or of another kind.
         """
-        source = find_source(path, model=model, vae=vae, text=text, ema=ema, offline=offline)
+        if text is not None and text_encoder is not None:
+            raise KinemaError(
+                "another text encoder was given, so weights for it are not read",
+                where="text",
+                hint="leave one of the two out",
+            )
+        source = find_source(
+            path,
+            model=model,
+            vae=vae,
+            text=text,
+            ema=ema,
+            offline=offline,
+            needs_text=text_encoder is None,
+            allowed=Allowed(tuple(allow_new), tuple(allow_unexpected)),
+        )
         if attention is not None:
             source = source.with_config(with_attention(source.config, attention))
         if text_dtype is not None:
@@ -181,6 +208,7 @@ class Pipeline:
             offload=offload,
             tiling=tiling,
             compile=compile,
+            text_encoder=text_encoder(source.config.text.config) if text_encoder else None,
         )
 
     def request(self, prompt: str, **options: Unpack[RequestOptions]) -> GenerateRequest:
@@ -274,6 +302,19 @@ class Pipeline:
     def lost_words(self, prompt: str) -> str:
         """The end of a prompt that the text encoder has no room for; empty if all of it fits."""
         return self._residency.text_encoder().lost(prompt)
+
+    def check_weights(self) -> dict[str, list[str]]:
+        """Make sure that the weights fit; reads names and shapes only.
+
+        Returns:
+            names of the transformer's tensors that the weights lack (`new_tensors`) and of those
+            that are left out (`left_out`), where that was allowed.
+
+        Raises:
+            KinemaError: weights that do not fit.
+        """
+        self._residency.check_weights()
+        return self._residency.differences()
 
     def load(self) -> Parts:
         """The networks, read now if they were not yet (not with off-loading).

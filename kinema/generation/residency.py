@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, TypeVar, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from kinema.checkpoint.weights import LoadReport, is_declared
 from kinema.config.errors import KinemaError
-from kinema.generation.offload import Read, blocks_of, streamed
+from kinema.generation.offload import blocks_of, streamed
 from kinema.generation.parts import Parts, Source
 from kinema.models.autoencoder import Autoencoder
 from kinema.models.build import build_text_encoder, build_transformer, build_vae
@@ -58,6 +59,7 @@ class Residency:
             those that were handed in as they are.
         tiling: how the autoencoder saves memory; None leaves one that was handed in as it is.
         compile: compile the transformer's blocks.
+        text: a text encoder in place of the one of `parts`.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Residency:
         vae_dtype: torch.dtype | None,
         tiling: Tiling | None,
         compile: bool,
+        text: TextEncoder | None = None,
     ) -> None:
         self._source = parts if isinstance(parts, Source) else None
         self._given = parts if isinstance(parts, Parts) else None
@@ -80,8 +83,10 @@ class Residency:
         self._compile = compile
         self._model: Transformer | None = None
         self._vae: Autoencoder | None = None
-        self._text: TextEncoder | None = None
+        self._text = text
+        self._text_weights = text.weights_id if text is not None else None
         self._weights_fit = False
+        self._fit: LoadReport | None = None
         if offload == "layers" and self._given is not None:
             raise KinemaError(
                 "layers are streamed from files, and these networks are in memory",
@@ -108,19 +113,23 @@ class Residency:
         with self.text() as text, self.transformer() as model, self.vae() as vae:
             return Parts(model, vae, text, self.identity())
 
-    def check_weights(self) -> None:
+    def check_weights(self) -> LoadReport | None:
         """Make sure that the weights fit, before time is spent; reads names and shapes only.
+
+        Returns:
+            what will become of the transformer's tensors; None for networks that were handed in.
 
         Raises:
             KinemaError: they do not.
         """
         if self._source is None or self._weights_fit:
-            return
+            return self._fit
         model = self._empty_transformer()
-        self._source.fill_model(model, self._device, leave=model.state_dict().keys())
+        self._fit = self._source.fill_model(model, self._device, leave=model.state_dict().keys())
         vae = empty_vae(self._source.config.vae.config, self._vae_dtype)
         self._source.fill_vae(vae, self._device, leave=vae.state_dict().keys())
         self._weights_fit = True
+        return self._fit
 
     @property
     def loaded(self) -> frozenset[str]:
@@ -138,7 +147,22 @@ class Residency:
         if self._given is not None:
             return self._given.identity
         assert self._source is not None
-        return self._source.identity()
+        found = self._source.identity() | self.differences()
+        if self._text_weights is not None:
+            found["text_weights"] = self._text_weights
+        return found
+
+    def differences(self) -> dict[str, list[str]]:
+        """What the transformer's weights lack (`new_tensors`) and have besides (`left_out`), where
+        that was allowed; empty if they fit, or were not looked at yet."""
+        if self._source is None or self._fit is None:
+            return {}
+        asked = self._source.allowed.unexpected
+        found = {
+            "new_tensors": list(self._fit.new),
+            "left_out": [n for n in self._fit.unexpected if is_declared(n, asked)],
+        }
+        return {what: names for what, names in found.items() if names}
 
     def text_encoder(self) -> TextEncoder:
         """The text encoder as a reader of captions; its network is not loaded for this."""
@@ -206,7 +230,7 @@ class Residency:
     def _load_transformer(self) -> Transformer:
         assert self._source is not None
         model = self._empty_transformer()
-        self._source.fill_model(model, self._device)
+        self._source.fill_model(model, self._device, initial=self._initial_values)
         return model
 
     def _load_vae(self) -> Autoencoder:
@@ -226,11 +250,26 @@ class Residency:
         assert self._source is not None
         model = self._empty_transformer()
         inside = {place.name for block in blocks_of(model) for place in block.places}
-        self._source.fill_model(model, self._device, leave=inside)
+        report = self._source.fill_model(
+            model, self._device, leave=inside, initial=self._initial_values
+        )
+        absent = [name for name in report.new if name in inside]
+        initial = self._initial_values(absent) if absent else {}
         with self._source.reader(model) as reader:
-            read: Read = reader.read
+
+            def read(name: str) -> Tensor:
+                return initial[name] if name in initial else reader.read(name)
+
             with streamed(model, read, self._device):
                 yield model
+
+    def _initial_values(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Values of tensors that the transformer's weights lack: always the same ones."""
+        assert self._source is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            state = build_transformer(self._source.config.model).state_dict()
+        return {name: state[name].clone() for name in names}
 
     def _put_away(self, network: N) -> N | None:
         if self.offload == "none":

@@ -133,7 +133,12 @@ class CachedTextEncoder(TextEncoder):
         return TextFeatures(y, mask)
 
     def lost(self, text: str) -> str:
-        """Nothing: what did not fit was said when the cache was written."""
+        """Nothing: what did not fit was said when the cache was written.
+
+        Raises:
+            KinemaError: the cache does not have this caption.
+        """
+        self._cache.find([text])
         return ""
 
 

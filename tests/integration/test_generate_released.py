@@ -21,7 +21,7 @@ from kinema.generation.config import PipelineConfig, TextComponent
 from kinema.generation.parts import Parts
 from kinema.generation.pipeline import Pipeline
 from kinema.generation.released import Released, find_released
-from kinema.models.build import build_text_encoder
+from kinema.models.build import build_text_encoder, build_transformer
 from kinema.models.config import T5TextConfig
 from tests.unit.checkpoint.loopback_hub import Hub
 from tests.unit.generation.tiny import FAMILIES, prompts_of, tiny_config, tiny_parts
@@ -124,6 +124,71 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, monkeypatch: Any) 
     )
     with pytest.raises(KinemaError, match="looks like 2D autoencoder"):
         swapped.generate("1")
+
+
+def differing(tiny: Tiny, path: Path) -> Path:
+    """The tiny model's file without two tensors, one inside a block, and with two strangers."""
+    state = dict(tiny.parts.model.state_dict())
+    for name in ABSENT:
+        del state[name]
+    save_weights(path, state | {"lora.a": torch.ones(2), "lora.b": torch.ones(3)})
+    return path
+
+
+ABSENT = ("x_embedder.proj.weight", "blocks.0.attn.qkv.weight")
+
+
+@pytest.mark.parametrize("offload", ["none", "phase", "layers"])
+def test_missing_and_extra_tensors_that_were_asked_for(
+    offload: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Missing ones get the values of an untrained network, whichever way they come in."""
+    tiny = Tiny("latte", tmp_path, None)
+    tiny.register(monkeypatch)
+    file = differing(tiny, tmp_path / "other.safetensors")
+    places = {"model": file, "vae": tiny.vae_file, "offline": True, "device": "cpu"}
+    allowed = {
+        "allow_new": [r"blocks\.0\.attn\..*", r"x_embedder\..*"],
+        "allow_unexpected": [r"lora\..*"],
+    }
+
+    pipeline = Pipeline.from_pretrained(tiny.name, **places, **allowed, offload=offload)
+    clip = pipeline.generate("1", seed=3)
+    assert clip.record["pipeline"]["new_tensors"] == list(ABSENT)
+    assert clip.record["pipeline"]["left_out"] == ["lora.a", "lora.b"]
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        fresh = build_transformer(tiny.config.model).state_dict()
+    model = tiny.parts.model
+    model.load_state_dict({name: fresh[name] for name in ABSENT}, strict=False)
+    direct = Pipeline(tiny.config, tiny.parts, device="cpu").generate("1", seed=3)
+    assert np.array_equal(clip.frames, direct.frames)
+
+    for left_out in allowed:  # each is needed
+        rest = {name: value for name, value in allowed.items() if name != left_out}
+        with pytest.raises(KinemaError, match=r"2 tensors (missing|unknown)"):
+            Pipeline.from_pretrained(tiny.name, **places, **rest).generate("1")
+    with pytest.raises(KinemaError, match="is no regular expression"):
+        Pipeline.from_pretrained(tiny.name, **places, allow_new=["["]).generate("1")
+
+
+def test_the_command_says_what_it_let_pass(tmp_path: Path, monkeypatch: Any) -> None:
+    tiny = Tiny("latte", tmp_path, None)
+    tiny.register(monkeypatch)
+    tiny.model_file = differing(tiny, tmp_path / "other.safetensors")
+    command = ["generate", *tiny.flags(), "--prompt", "1", "--save-dir", str(tmp_path / "out")]
+    refused = CliRunner().invoke(app, command)
+    assert "2 tensors missing from the file" in str(refused.exception)
+    assert "2 tensors unknown to the model (lora.a, lora.b)" in str(refused.exception)
+    allowed = ["--allow-new", ".*qkv.weight", "--allow-new", "x_emb.*"]
+    allowed += ["--allow-unexpected", "lora.*"]
+    done = CliRunner().invoke(app, [*command, *allowed], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert f"2 tensors missing from the weights, so with untrained values: {', '.join(ABSENT)}" in (
+        done.stderr
+    )
+    assert "2 tensors of the weights left out: lora.a, lora.b" in done.stderr
 
 
 def test_what_is_missing_is_named_before_anything_is_read(tmp_path: Path, monkeypatch: Any) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +49,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).path
 
 
-def latents(checkpoint: Path, prompt: str = "a cat", **options: str) -> torch.Tensor:
+def latents(checkpoint: Path, prompt: str = "a cat", **options: Any) -> torch.Tensor:
     pipeline = Pipeline.from_pretrained(checkpoint, device="cpu", **options)
     request = pipeline.request(prompt, num_frames=17, width=32, height=32, num_sampling_steps=2)
     return pipeline.latents([request])
@@ -81,10 +84,12 @@ def run(*words: object) -> Result:
 def test_the_command_takes_8_bits_and_says_what_is_lost(checkpoint: Path, tmp_path: Path) -> None:
     done = run(
         "--ckpt-path", checkpoint, "--prompt", "one two three four five six", "--text-dtype",
-        "int8", "--num-sampling-steps", 1, "--save-dir", tmp_path / "out", "--device", "cpu",
+        "int8", "--negative-prompt", "six five four three two one",
+        "--num-sampling-steps", 1, "--save-dir", tmp_path / "out", "--device", "cpu",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert "this is lost" in done.stderr
+    assert "the prompt is longer" in done.stderr
+    assert "the negative prompt is longer" in done.stderr
     (sidecar,) = (tmp_path / "out").glob("*.json")
     assert json.loads(sidecar.read_text())["text_dtype"] == "int8"
 
@@ -97,3 +102,36 @@ def test_what_cannot_be_is_said(checkpoint: Path, tmp_path: Path) -> None:
     assert "'hash-words' has one precision" in str(done.exception)
     done = run("--ckpt-path", checkpoint, "--prompt", "a cat", "--text", tmp_path / "nowhere")
     assert "text encoder's weights are missing" in str(done.exception)
+
+
+def test_a_cache_needs_no_text_encoder(checkpoint: Path, tmp_path: Path) -> None:
+    """`--text-cache` gives the same video with T5's folder gone, and the sidecar names its T5."""
+    whole = Pipeline.from_pretrained(checkpoint, device="cpu")
+    text = whole.load().text
+    write_text_cache(["a cat", "a dog"], text, tmp_path / "text", dtype="float32")
+    alone = tmp_path / "run" / "000-tiny" / checkpoint.name
+    shutil.copytree(checkpoint, alone)
+    shutil.copy(checkpoint.parents[1] / "vae.safetensors", tmp_path / "run")
+    words = (
+        "--ckpt-path", alone, "--num-sampling-steps", 1, "--device", "cpu", "--save-dir",
+        tmp_path / "out",
+    )  # fmt: skip
+    cache = ("--text-cache", tmp_path / "text")
+    assert "text encoder's weights are missing" in str(run(*words, "--prompt", "a cat").exception)
+    done = run(*words, *cache, "--prompt", "a cat", "--negative-prompt", "a dog")
+    assert done.exit_code == 0, done.output
+    (sidecar,) = (tmp_path / "out").glob("*.json")
+    assert json.loads(sidecar.read_text())["pipeline"]["text_weights"] == text.weights_id
+    encoder = functools.partial(CachedTextEncoder.open, tmp_path / "text")
+    assert torch.equal(latents(alone, text_encoder=encoder), latents(checkpoint))
+    layers = latents(alone, text_encoder=encoder, offload="layers")
+    assert torch.equal(layers, latents(checkpoint))
+
+    absent = run(*words, *cache, "--prompt", "a cow")
+    assert "no embedding of 'a cow'" in str(absent.exception)
+    negative = run(*words, *cache, "--prompt", "a cat", "--negative-prompt", "a cow")
+    assert "no embedding of 'a cow'" in str(negative.exception)
+    other = run(*words, *cache, "--prompt", "a cat", "--text-dtype", "bf16")
+    assert 'precision is "fp32" in the cache, now "bf16"' in str(other.exception)
+    both = run(*words, *cache, "--prompt", "a cat", "--text", checkpoint.parents[1] / "t5")
+    assert "another text encoder was given" in str(both.exception)

@@ -131,3 +131,25 @@ def test_fetch_downloads(tmp_path: Path, monkeypatch: Any) -> None:
     places = {line.split()[0]: Path(line.split()[1]) for line in lines}
     assert places["model"].read_bytes() == b"weights"
     assert places["vae"].read_bytes() == b"more"
+
+
+def test_extra_tensors_are_left_out_if_asked(tmp_path: Path) -> None:
+    """What is missing cannot be asked for: there is nothing to write."""
+    state = network("stdit2").state_dict()
+    save_weights(tmp_path / "a.safetensors", state | {"lora.a": torch.ones(2)})
+    command = ["convert", tmp_path / "a.safetensors", tmp_path / "x", "--to", "kinema"]
+    with pytest.raises(KinemaError, match=r"1 unknown \(lora\.a\)"):
+        run(*command)
+    result = CliRunner().invoke(
+        app, ["weights", *map(str, command), "--allow-unexpected", r"lora\..*"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "1 tensors left out: lora.a" in result.stderr
+    written = dict(iterate_tensors(tmp_path / "x"))
+    assert written.keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in written.items())
+    del state["blocks.0.attn.qkv.bias"]
+    save_weights(tmp_path / "b.safetensors", state)
+    with pytest.raises(KinemaError, match=r"1 missing \(blocks\.0"):
+        run("convert", tmp_path / "b.safetensors", tmp_path / "y", "--to", "kinema",
+            "--allow-unexpected", ".*")  # fmt: skip

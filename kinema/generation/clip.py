@@ -126,8 +126,3 @@ def default_stem(request: GenerateRequest) -> str:
     """`a-red-kite-seed1`, with `-2` for the second sample."""
     sample = f"-{request.sample + 1}" if request.sample else ""
     return f"{slug(request.refined_from or request.prompt)}-seed{request.seed}{sample}"
-
-
-def free_name(folder: Path, request: GenerateRequest) -> Path:
-    """`free_names` for one request."""
-    return free_names(folder, [request])[0]

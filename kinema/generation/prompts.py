@@ -57,7 +57,7 @@ def segment_texts(request: TextOfRequest) -> list[str]:
     Raises:
         PromptError: segments that are out of order or that the request does not have.
     """
-    texts, starts = split_segments(request.prompt)
+    _, starts = split_segments(request.prompt)
     if starts is not None and starts[-1] >= request.loop:
         last = request.loop - 1
         there = f"are segments 0 to {last}" if last else "is only segment 0"
@@ -66,8 +66,11 @@ def segment_texts(request: TextOfRequest) -> list[str]:
             where="prompt",
             hint=f"--loop {starts[-1] + 1} or more",
         )
-    scored = [add_scores(t, request.aes, request.flow, request.camera_motion) for t in texts]
-    return [scored[_piece(starts, segment)] for segment in range(request.loop)]
+    scores = (request.aes, request.flow, request.camera_motion)
+    return [
+        add_scores(text_of_segment(request.prompt, segment), *scores)
+        for segment in range(request.loop)
+    ]
 
 
 def split_segments(prompt: str) -> tuple[list[str], list[int] | None]:
@@ -111,7 +114,8 @@ def join_segments(texts: Sequence[str], starts: Sequence[int] | None) -> str:
 def text_of_segment(prompt: str, segment: int) -> str:
     """The text of one segment (`extract_prompts_loop` of 1.2, without spaces at its ends)."""
     texts, starts = split_segments(prompt)
-    return texts[_piece(starts, segment)]
+    # The last one that has started.
+    return texts[0 if starts is None else sum(start <= segment for start in starts) - 1]
 
 
 def add_scores(
@@ -245,11 +249,6 @@ def _row(row: dict[Any, Any], where: str) -> PromptLine:
         references=split_references(paths) if paths else line.references,
         mask_strategy=strategy or line.mask_strategy,
     )
-
-
-def _piece(starts: Sequence[int] | None, segment: int) -> int:
-    """Which text a segment takes: the last one that has started."""
-    return 0 if starts is None else sum(start <= segment for start in starts) - 1
 
 
 def _quote(prompt: str) -> str:

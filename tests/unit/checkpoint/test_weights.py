@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,30 @@ def test_declared_differences_are_counted(tmp_path: Path) -> None:
         load_weights(module, path, allow_new=["second"], allow_unexpected=["old.*"])
     with pytest.raises(AssertionError, match="without memory"):
         load_weights(meta(), path, allow_new=[".*"], allow_unexpected=[".*"])
+
+
+def test_initial_values_for_what_the_file_lacks(tmp_path: Path) -> None:
+    """Of a module on the meta device: asked once, for those alone that are not left to others."""
+    path, state, module = tmp_path / "part.safetensors", net(1).state_dict(), meta()
+    save_weights(path, {"first.weight": state["first.weight"]})
+    asked: list[list[str]] = []
+
+    def initial(names: Sequence[str]) -> dict[str, torch.Tensor]:
+        asked.append(list(names))
+        return {name: net(2).state_dict()[name] for name in names}
+
+    report = load_weights(module, path, allow_new=[".*"], leave={"second.weight"}, initial=initial)
+    assert [sorted(names) for names in asked] == [["first.bias", "scale"]]
+    assert set(report.new) == {"first.bias", "scale", "second.weight"}
+    assert module.second.weight.is_meta
+    found, other = module.state_dict(), net(2).state_dict()
+    assert torch.equal(found["first.weight"], state["first.weight"])
+    assert all(torch.equal(found[name], other[name]) for name in asked[0])
+    whole = meta()
+    save_weights(path, state)
+    load_weights(whole, path, allow_new=[".*"], initial=initial)
+    assert len(asked) == 1
+    assert same(whole, net(1))
 
 
 def test_rename(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from kinema.config.errors import KinemaError
 from kinema.config.settings import from_dict
-from kinema.generation.clip import Clip, free_name, slug
+from kinema.generation.clip import Clip, free_names, slug
 from kinema.generation.config import GenerateRequest
 from kinema.media.probe import probe
 from tests.unit.generation.tiny import tiny_pipeline
@@ -52,16 +52,16 @@ def test_nothing_is_overwritten_silently(tmp_path: Path) -> None:
 
 def test_names_say_prompt_and_seed_and_are_free(tmp_path: Path) -> None:
     request = GenerateRequest(prompt="A red kite!", width=32, height=32, num_frames=17, seed=3)
-    name = free_name(tmp_path, request)
+    (name,) = free_names(tmp_path, [request])
     assert name == tmp_path / "a-red-kite-seed3.mp4"
     name.touch()
-    assert free_name(tmp_path, request).name == "a-red-kite-seed3-again2.mp4"
+    assert [p.name for p in free_names(tmp_path, [request])] == ["a-red-kite-seed3-again2.mp4"]
     second = GenerateRequest(
         prompt="A red kite!", width=32, height=32, num_frames=17, seed=3, sample=1
     )
-    assert free_name(tmp_path, second).name == "a-red-kite-seed3-2.mp4"
+    assert [p.name for p in free_names(tmp_path, [second])] == ["a-red-kite-seed3-2.mp4"]
     refined = replace(second, prompt="A long description", refined_from="A red kite!")
-    assert free_name(tmp_path, refined).name == "a-red-kite-seed3-2.mp4"
+    assert [p.name for p in free_names(tmp_path, [refined])] == ["a-red-kite-seed3-2.mp4"]
 
 
 @pytest.mark.parametrize(

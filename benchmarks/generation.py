@@ -261,7 +261,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, precision: str) -> flo
         for size in (4096, 8192) if device.type == "cuda" else (512, 1024, 2048):
             a = torch.randn(size, size, device=device, dtype=dtype)
             torch.mm(a, a)
-            best = min(seconds(lambda a=a: torch.mm(a, a), device) for _ in range(5))
+            best = min(seconds(lambda a=a: torch.mm(a, a), device) for _ in range(20))
             rates.append(2 * size**3 / best)
     return max(rates)
 

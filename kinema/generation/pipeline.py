@@ -44,6 +44,7 @@ from kinema.generation.precision import (
     with_attention,
     with_text_dtype,
 )
+from kinema.generation.prompts import segment_texts
 from kinema.generation.ranks import share
 from kinema.generation.residency import Residency, check_offload
 from kinema.generation.segments import Job, batches_of
@@ -279,6 +280,9 @@ class Pipeline:
             raise KinemaError("no request", hint="at least one")
         for request in dict.fromkeys(requests):
             check_request(request, self.config)
+            negative = request.negative_prompt
+            texts = [*segment_texts(request), *([] if negative is None else [negative])]
+            self._residency.text_encoder().check(texts)
         batches = batches_of(requests, batch_size, _alike)
         # Requests of one shape need the same; the largest batch of each shape is enough.
         largest: dict[object, list[int]] = {}

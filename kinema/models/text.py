@@ -60,6 +60,14 @@ class TextEncoder(ABC):
         It is shown as the encoder reads it, that is in lower case or cleaned.
         """
 
+    def check(self, texts: Sequence[str]) -> None:
+        """Whether `encode` can take these captions, known without weights.
+
+        Raises:
+            KinemaError: it cannot.
+        """
+        return None
+
     @property
     def weights_id(self) -> str | None:
         """Names the weights behind the features by their content; None: there are none."""

@@ -132,13 +132,12 @@ class CachedTextEncoder(TextEncoder):
         mask[:, :length] = torch.from_numpy(kept)[:, :length]
         return TextFeatures(y, mask)
 
-    def lost(self, text: str) -> str:
-        """Nothing: what did not fit was said when the cache was written.
+    def check(self, texts: Sequence[str]) -> None:
+        """See `TextEncoder.check`."""
+        self._cache.find(texts)
 
-        Raises:
-            KinemaError: the cache does not have this caption.
-        """
-        self._cache.find([text])
+    def lost(self, text: str) -> str:
+        """Nothing: what did not fit was said when the cache was written."""
         return ""
 
 

@@ -368,7 +368,10 @@ def generate(
             for clip in pipeline.generate_all(
                 requests, batch_size=batch_size, on_step=bar.advance, world=world
             ):
-                print(clip.save(names[clip.number]), flush=True)
+                # One write, or lines of several processes on one pipe run into each other: `print`
+                # writes the line's end by itself where torchrun switches buffering off.
+                sys.stdout.write(f"{clip.save(names[clip.number])}\n")
+                sys.stdout.flush()
 
 
 def _weights(model: str | None, ckpt_path: str | None, **rest: Any) -> dict[str, Any]:

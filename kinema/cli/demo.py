@@ -28,7 +28,7 @@ def demo(
 ) -> None:
     """Render a small world of captioned clips, train on it, generate, measure, report.
 
-    Takes about ten minutes on two CPU cores. Fails when the colours of the generated videos do
+    Takes about nine minutes on two CPU cores. Fails when the colours of the generated videos do
     not follow the prompts.
     """
     import sys

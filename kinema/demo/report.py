@@ -53,7 +53,7 @@ def _headline(config: DemoConfig, state: DemoState) -> str:
         notice = (
             "<p class='notice'>This is a <b>smoke run</b>: every stage ran, with far too little "
             "training to learn anything. Its videos are noise, and that is expected. "
-            "<code>kinema demo</code> without <code>--quick</code> takes about ten minutes.</p>"
+            "<code>kinema demo</code> without <code>--quick</code> takes about nine minutes.</p>"
         )
     else:
         notice = ""

@@ -255,7 +255,10 @@ def generate(
         rich_help_panel=MACHINE,
     ),
     tiling: bool = typer.Option(
-        False, "--tiling", help="Decode in parts: slower, less memory.", rich_help_panel=MACHINE
+        False,
+        "--tiling",
+        help="Decode frame by frame, in bands: less memory.",
+        rich_help_panel=MACHINE,
     ),
     compile: bool = typer.Option(
         False, "--compile", help="Compile the transformer's blocks.", rich_help_panel=MACHINE

@@ -104,7 +104,7 @@ class Pipeline:
             vae_dtype: likewise of the autoencoder; None: as `dtype`, but float32 with "fp16",
                 whose range is too small for it.
             offload: "none", "phase" or "layers": what leaves the device when it is not needed.
-            tiling: decode frames one by one in bands of rows: exact, slower, in less memory.
+            tiling: decode frames one by one in bands of rows: exact, in less memory.
             compile: compile the transformer's blocks (the first step takes minutes).
             text_encoder: in place of the one of `parts`.
 

@@ -146,7 +146,7 @@ class CLIPTextEncoder(TextEncoder):
                     output_loading_info=True,
                 )
         except Exception as error:  # the readers of these files raise whatever they like
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise KinemaError(
                 f"the weights cannot be read: {reason}", where=str(self._folder.path)
             ) from None

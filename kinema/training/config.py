@@ -20,6 +20,7 @@ from kinema.models.config import (
     VideoVAEConfig,
     mismatch,
 )
+from kinema.parallel.config import ParallelConfig
 from kinema.telemetry.config import TrackingConfig
 
 RANDOM_WEIGHTS = "random"
@@ -139,6 +140,68 @@ class PreviewConfig:
 
 
 @settings
+class ValidationConfig:
+    """The loss on clips held out from training, on noise and timesteps that never change."""
+
+    path: str
+    """Manifest of the held-out clips."""
+    every: int
+    """Steps between validations; one is made at the end as well."""
+    clips_per_bucket: int = 16
+    """The first so many clips of each resolution and length."""
+    timesteps: int = 10
+    """How many timesteps each clip is noised to, at equal distances from noise to data."""
+
+    def __post_init__(self) -> None:
+        for key in ("every", "clips_per_bucket", "timesteps"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1")
+
+
+@settings
+class GuardConfig:
+    """Updates that would spoil the weights are left out; after some, the run goes back."""
+
+    window: int = 100
+    """Updates whose loss and gradient norm say what is usual; so many are made before any can be
+    left out."""
+    factor: float = 5.0
+    """An update is left out when its loss or its gradient norm, before clipping, is more than so
+    many times the median of the window."""
+    skips: int = 3
+    """Left out one after another, the run goes back to its newest whole checkpoint and passes over
+    the micro-batches at fault."""
+    rollbacks: int = 3
+    """Times that a run goes back before it gives up."""
+
+    def __post_init__(self) -> None:
+        for key in ("window", "skips", "rollbacks"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1")
+        if self.factor <= 1:
+            raise ValueError(f"factor is {self.factor}; it must be above 1")
+
+
+@settings
+class WatchdogConfig:
+    """Ends a run that stands still, and says which process it waited for."""
+
+    timeout_s: float = 75.0
+    """Without progress for so long (or five times what the work at hand should take, where that is
+    longer), a process counts as stalled."""
+    first_step_s: float = 1800.0
+    """The same until the first step is done: kernels are chosen and compiled in it."""
+    slow_factor: float = 1.2
+    """A rank whose own work takes more than so many times the median of all is named in the log."""
+
+    def __post_init__(self) -> None:
+        if self.timeout_s <= 0 or self.first_step_s < self.timeout_s:
+            raise ValueError("needs 0 < timeout_s <= first_step_s")
+        if self.slow_factor <= 1:
+            raise ValueError(f"slow_factor is {self.slow_factor}; it must be above 1")
+
+
+@settings
 class TrainRecipe:
     """Everything a run is made of, except which manifest it reads and where weights come from."""
 
@@ -157,16 +220,23 @@ class TrainRecipe:
     Needed unless there is a `text_cache`, and for previews in any case."""
     text_cache: str | None = None
     """Precomputed text embeddings to read instead of running the text encoder."""
+    latent_cache: str | None = None
+    """Precomputed latents (`kinema latents encode`) to read instead of videos."""
     diffusion: ProcessConfig | None = None
     data: DataConfig
+    parallel: ParallelConfig = ParallelConfig()
 
     optim: OptimConfig = OptimConfig()
     ema_decay: float | None = 0.9999
     """Of the average of the weights, per step; null keeps none."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Arithmetic of the networks; weights, their average and the optimizer stay float32."""
-    recompute: bool = False
-    """Recompute activations in the backward pass: less memory for a third more work."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations that are recomputed in the backward pass: none; all but the results of attention
+    and matrix products that cost most (selective); or everything inside blocks (full: the least
+    memory for a third more work)."""
+    recompute_every: int = 1
+    """Only every so-manyth block recomputes; 1 is all of them."""
     compile: bool = False
     """Compile the blocks with `torch.compile`: faster steps after minutes of waiting at the first
     of each shape."""
@@ -187,14 +257,27 @@ class TrainRecipe:
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: int | None = None
     """How many of the newest checkpoints stay; null keeps all."""
+    async_save: bool = True
+    """Write checkpoints beside training: steps wait only while tensors are copied."""
+    warm_up: Literal["auto", "yes", "no"] = "auto"
+    """Run every bucket's largest micro-batch once before step one, the largest first, so that what
+    does not fit fails at once; auto is yes on GPUs."""
+    guard: GuardConfig | None = None
+    watchdog: WatchdogConfig | None = WatchdogConfig()
+    validation: ValidationConfig | None = None
     preview: PreviewConfig | None = None
     tracking: TrackingConfig = TrackingConfig()
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Environment variables that `kinema cluster launch` sets for this recipe."""
 
     def __post_init__(self) -> None:
         diffusing = {"model": self.model, "text": self.text, "diffusion": self.diffusion}
         if isinstance(self.task, VAETask):
             given = [k for k, v in diffusing.items() if v is not None]
-            others = ("text_weights", "text_cache", "vae_weights", "preview", "ema_decay")
+            others = (
+                *("text_weights", "text_cache", "latent_cache", "vae_weights", "preview"),
+                *("validation", "ema_decay"),
+            )
             given += [k for k in others if getattr(self, k) is not None]
             if given:
                 names = ", ".join(given)
@@ -203,6 +286,8 @@ class TrainRecipe:
                 raise ValueError(
                     "the vae task trains video autoencoders: vae type opensora-vae-1.2"
                 )
+            if self.parallel != ParallelConfig():
+                raise ValueError("the vae task trains on whole copies: leave `parallel` out")
         else:
             missing = [k for k, v in diffusing.items() if v is None]
             if missing:
@@ -210,7 +295,9 @@ class TrainRecipe:
             self._check_components(self.task)
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; at least 0 and below 1, or null")
-        for key in ("accumulation", "epochs", "log_every", "ckpt_every"):
+        if self.recompute == "none" and self.recompute_every != 1:
+            raise ValueError("recompute_every has no effect with recompute: none; leave it out")
+        for key in ("accumulation", "epochs", "log_every", "ckpt_every", "recompute_every"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1")
         for key in ("max_steps", "keep_checkpoints"):
@@ -224,6 +311,8 @@ class TrainRecipe:
 
     def _check_components(self, task: TextToVideoTask) -> None:
         """Whether model, autoencoder, text encoder and diffusion fit each other."""
+        if self.latent_cache is not None and task.remember_latents:
+            raise ValueError("task.remember_latents has no effect with a latent_cache")
         assert self.model is not None
         assert self.text is not None
         assert self.diffusion is not None

@@ -29,7 +29,7 @@ class Shape(Protocol):
 
 def bucket_cost(recipe: TrainRecipe) -> Callable[[Shape], float]:
     """FLOPs that one sample of a bucket costs in a training step under `recipe`."""
-    passes = 4 if recipe.recompute else 3
+    passes = 4 if recipe.recompute == "full" else 3
     vae = recipe.vae
 
     def text_to_video(bucket: Shape) -> float:

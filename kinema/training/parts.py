@@ -57,7 +57,7 @@ def build_model(recipe: TrainRecipe, device: torch.device) -> nn.Module:
             assert recipe.model is not None
             model = build_transformer(recipe.model)
     freeze(model, recipe.freeze)
-    if recipe.recompute:
+    if recipe.recompute != "none":
         apply_recompute(model, blocks)
     if recipe.compile:
         from kinema.parallel.compile import compile_blocks  # a second to import

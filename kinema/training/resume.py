@@ -21,6 +21,16 @@ MAY_CHANGE = (
     "outputs",
     "preview",
     "tracking",
+    "parallel",
+    "recompute",
+    "recompute_every",
+    "compile",
+    "async_save",
+    "warm_up",
+    "guard",
+    "watchdog",
+    "validation",
+    "environment",
     "vae_weights",
     "text_weights",
     "data.path",
@@ -35,10 +45,9 @@ MAY_CHANGE = (
 MAY_CHANGE_WITH_NEW_POSITION = (
     "data",
     "accumulation",
-    "recompute",
-    "compile",
     "seed",
     "text_cache",
+    "latent_cache",
     "name",
 )
 """What `--load --start-from-scratch` takes besides: the data position starts anew."""

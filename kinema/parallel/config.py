@@ -1,0 +1,44 @@
+"""How a model is spread over the processes of a run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from kinema.config.settings import settings
+
+
+@settings
+class ParallelConfig:
+    """Sharding and sequence parallelism. All by PyTorch: FSDP2, DeviceMesh, process groups."""
+
+    shard: Literal["none", "zero2", "zero3"] = "none"
+    """What the ranks share out among them: nothing (each holds all); optimizer state, averaged
+    weights and gradients (zero2: weights are gathered once a step); or weights as well (zero3:
+    each block's are gathered when it runs, which saves memory and doubles what is sent)."""
+    shard_over: Literal["all", "node"] | int = "all"
+    """Ranks that hold one copy together: all; those of a machine, with a copy in each machine
+    (hybrid: gathering stays inside the machine); or so many neighbouring ranks."""
+    sequence: int = 1
+    """Sequence parallelism: the most ranks that share one clip, a power of two. Each bucket takes
+    the fewest that leave `sequence_tokens` tokens of a clip on each of them."""
+    sequence_tokens: int = 32768
+    """Tokens of one clip that a rank takes before the clip is shared with others."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.shard_over, int) and self.shard_over < 1:
+            raise ValueError(f"shard_over is {self.shard_over}; at least 1 rank")
+        if self.shard == "none" and self.shard_over != "all":
+            raise ValueError("shard_over has no effect with shard: none; leave it out")
+        if self.sequence < 1 or self.sequence & (self.sequence - 1):
+            raise ValueError(f"sequence is {self.sequence}; it must be a power of two (1 is off)")
+        if self.sequence_tokens < 1:
+            raise ValueError(f"sequence_tokens is {self.sequence_tokens}; at least 1")
+        if self.sequence == 1 and self.sequence_tokens != 32768:
+            raise ValueError("sequence_tokens has no effect with sequence: 1; leave it out")
+
+    def degree(self, tokens: int) -> int:
+        """Ranks that share a clip of so many tokens."""
+        degree = 1
+        while degree < self.sequence and tokens > degree * self.sequence_tokens:
+            degree *= 2
+        return degree

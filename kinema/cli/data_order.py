@@ -151,7 +151,7 @@ def _order(
     from kinema.data.buckets import BucketTable
     from kinema.data.manifest import Manifest
     from kinema.data.order import SampleOrder
-    from kinema.training.cost import bucket_cost
+    from kinema.training.cost import bucket_cost, bucket_degree
 
     clips = Manifest.read(path, data_root=data_root)
     made = SampleOrder(
@@ -161,6 +161,7 @@ def _order(
         seed=recipe.seed,
         world_size=world_size,
         accumulation=recipe.accumulation,
+        degree=bucket_degree(recipe),
     )
     return clips, made
 

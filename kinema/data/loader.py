@@ -96,6 +96,8 @@ class Batch:
     bucket: Bucket
     weight: float
     """What its loss counts for, see `MicroBatch.weight`."""
+    degree: int
+    """Ranks that share it, see `MicroBatch.degree`: each has the whole of it."""
     skipped: list[SkippedRow]
 
     @property
@@ -274,6 +276,7 @@ class Loader:
             decoded=tuple(decoded),
             bucket=bucket,
             weight=micro.weight,
+            degree=micro.degree,
             skipped=skipped,
         )
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kinema.config.errors import KinemaError
+from kinema.config.errors import ConfigError, KinemaError
 from kinema.data import draws
 from kinema.data.balance import Layout, balance, lay_out
 from kinema.data.buckets import NOT_DRAWN, REASONS, Bucket, BucketTable, keyed_draw
@@ -27,7 +27,10 @@ COST_UNITS = 10**6
 """Costs are rounded to this many parts of the largest: the order must not hang on the last bit."""
 
 
-ORDER_VERSION = 1
+Degree = Callable[[Bucket], int]
+"""Ranks that share one clip of a bucket: a power of two."""
+
+ORDER_VERSION = 2
 """Goes up when the same inputs give another order: positions saved before mean nothing then."""
 
 
@@ -57,10 +60,14 @@ class MicroBatch:
     rows: NDArray[np.int64]
     """Rows of the manifest, 1 to `bucket.max_batch` of them."""
     cost: float
-    """FLOPs: rows times the bucket's cost per clip."""
+    """FLOPs of each rank that works on it: rows times the bucket's cost per clip, over degree."""
     weight: float = 1.0
-    """What its loss counts for. 1, except when fewer rows are left than there are ranks: then some
-    micro-batches stand a second time with weight 0, and the others make up for them."""
+    """What its loss counts for, so that all micro-batches of a step weigh the same when each rank's
+    part of the gradient is averaged over ranks and accumulation. 1 where every rank has a
+    micro-batch of its own. When fewer rows are left than there are ranks, some micro-batches stand
+    a second time with weight 0, and the others make up for them."""
+    degree: int = 1
+    """Ranks that share it: those whose number over `degree` is the same whole number."""
 
     @property
     def repeated(self) -> bool:
@@ -77,6 +84,15 @@ class Segment:
     """Steps done of it."""
     costs: tuple[int, ...]
     """Cost of each bucket, of `COST_UNITS`; the order depends on it."""
+    degrees: tuple[int, ...]
+    """Ranks that share a clip of each bucket; the order depends on it."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Segment:
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 class Epoch:
@@ -111,7 +127,8 @@ class Epoch:
         self._flops = flops
         self._slots = layout.slots.reshape(self.num_steps, accumulation, -1)
         self._repeated = layout.repeated.reshape(self._slots.shape)
-        self.num_repeated = int(layout.repeated.sum())
+        self._shared = bool((layout.degree > 1).any())
+        self.num_repeated = self._counted(layout.slots[layout.repeated])
         """Micro-batches that stand a second time, because there are fewer rows than ranks."""
 
     def micro_batch(self, step: int, rank: int, micro: int = 0) -> MicroBatch:
@@ -119,27 +136,53 @@ class Epoch:
         index = int(self._slots[step, micro, rank])
         bucket = int(self.layout.bucket[index])
         start, size = int(self._start[index]), int(self.layout.size[index])
+        degree = int(self.layout.degree[index])
         weight = 1.0
-        if self.num_repeated:
-            repeated = self._repeated[step]
-            left = repeated.size / (repeated.size - repeated.sum())
-            weight = 0.0 if repeated[micro, rank] else float(left)
+        if self.num_repeated or self._shared:
+            repeated, slots = self._repeated[step], self._slots[step]
+            of_step = slots.size / self._counted(slots[~repeated])
+            weight = 0.0 if repeated[micro, rank] else of_step
         return MicroBatch(
             bucket=self._buckets[bucket],
             rows=self._rows[start : start + size],
-            cost=size * float(self._flops[bucket]),
+            cost=size * float(self._flops[bucket]) / degree,
             weight=weight,
+            degree=degree,
         )
+
+    def _counted(self, slots: NDArray[np.int32]) -> int:
+        """How many micro-batches the ranks' places are, shared ones counted once."""
+        if not self._shared:
+            return int(slots.size)
+        return round(float((1.0 / self.layout.degree[slots]).sum()))
 
     @property
     def num_micro_batches(self) -> int:
-        return int(self.layout.slots.size)
+        """Those of all steps, repeats counted, shared ones once."""
+        return self._counted(self.layout.slots)
+
+    def micro_batches_of(self, buckets: int) -> NDArray[np.int64]:
+        """[buckets] the same by bucket."""
+        layout, slots = self.layout, self.layout.slots.ravel()
+        each = np.bincount(layout.bucket[slots], 1.0 / layout.degree[slots], minlength=buckets)
+        return np.rint(each).astype(np.int64)
+
+    def flops_of(self, buckets: int) -> NDArray[np.float64]:
+        """[buckets] FLOPs of an epoch by bucket, repeats counted."""
+        layout, slots = self.layout, self.layout.slots.ravel()
+        each = np.bincount(layout.bucket[slots], self._price()[slots], minlength=buckets)
+        return each.astype(np.float64)
+
+    def _price(self) -> NDArray[np.float64]:
+        """[M] FLOPs of each rank of a micro-batch."""
+        layout = self.layout
+        price: NDArray[np.float64] = layout.size * self._flops[layout.bucket] / layout.degree
+        return price
 
     @property
     def step_balance(self) -> float:
         """Mean over steps of mean over maximum cost of the ranks; each micro-step counts."""
-        price = self.layout.size * self._flops[self.layout.bucket]
-        return balance(price[self.layout.slots])
+        return balance(self._price()[self.layout.slots])
 
     @property
     def fill(self) -> float:
@@ -150,8 +193,7 @@ class Epoch:
     @property
     def flops(self) -> float:
         """FLOPs of the epoch, repeats counted."""
-        price = self.layout.size * self._flops[self.layout.bucket]
-        return float(price[self.layout.slots].sum())
+        return float(self._price()[self.layout.slots].sum())
 
     def rows_of(self, steps: int) -> NDArray[np.int64]:
         """The rows that the first `steps` steps train on."""
@@ -171,6 +213,10 @@ class SampleOrder:
         seed: of all draws and shuffles.
         world_size: ranks.
         accumulation: micro-batches per rank and step.
+        degree: ranks that share a clip of a bucket; each by itself by default.
+
+    Raises:
+        ConfigError: `world_size` cannot be divided into groups of that many ranks.
     """
 
     def __init__(
@@ -182,6 +228,7 @@ class SampleOrder:
         seed: int,
         world_size: int,
         accumulation: int = 1,
+        degree: Degree = lambda bucket: 1,
     ) -> None:
         self.manifest = manifest
         self.table = table
@@ -193,12 +240,26 @@ class SampleOrder:
             raise ValueError("every bucket must cost something")
         units = np.rint(self._flops / self._flops.max(initial=1.0) * COST_UNITS)
         self._costs = tuple(int(u) for u in units.clip(1))
+        self._degrees = tuple(degree(b) for b in table.buckets)
+        assert all(d >= 1 and not d & (d - 1) for d in self._degrees), "powers of two"
+        largest = max(self._degrees)
+        if world_size % largest:
+            raise ConfigError(
+                f"{largest} ranks share a clip of some buckets, and {world_size} ranks cannot be "
+                f"divided into groups of {largest}",
+                where="parallel.sequence",
+                hint=f"a multiple of {largest} processes, or a smaller parallel.sequence",
+            )
         self._restored: tuple[int, tuple[Segment, ...]] = (-1, ())
         self._latest: Epoch | None = None
 
     def flops(self, bucket: Bucket) -> float:
         """FLOPs of one clip of a bucket."""
         return float(self._flops[bucket.index])
+
+    def degree(self, bucket: Bucket) -> int:
+        """Ranks that share a clip of a bucket."""
+        return self._degrees[bucket.index]
 
     def assign(self, epoch: int) -> NDArray[np.int32]:
         """[N] bucket of every row of the manifest in an epoch, or why it has none (`REASONS`).
@@ -224,7 +285,7 @@ class SampleOrder:
     def state(self, epoch: int, step: int) -> dict[str, Any]:
         """The position after `step` steps of `epoch(epoch)` are done, as small JSON."""
         before = self._restored[1] if epoch == self._restored[0] else ()
-        now = Segment(self.world_size, self.accumulation, step, self._costs)
+        now = self._segment(step)
         return {
             "version": ORDER_VERSION,
             "manifest": self.manifest.fingerprint,
@@ -232,8 +293,12 @@ class SampleOrder:
             "buckets": self.table.settings,
             "seed": self.seed,
             "epoch": epoch,
-            "segments": [asdict(s) | {"costs": list(s.costs)} for s in (*before, now)],
+            "segments": [s.to_json() for s in (*before, now)],
         }
+
+    def _segment(self, steps: int) -> Segment:
+        """What is laid out now, of which so many steps are done."""
+        return Segment(self.world_size, self.accumulation, steps, self._costs, self._degrees)
 
     def restore(self, state: dict[str, Any]) -> tuple[int, int]:
         """Continue from a saved position: returns (epoch, step) to go on with.
@@ -247,9 +312,9 @@ class SampleOrder:
         """
         self._check_same_data(state)
         self.seed = int(state["seed"])
-        segments = [Segment(**s | {"costs": tuple(s["costs"])}) for s in state["segments"]]
+        segments = [Segment.from_json(s) for s in state["segments"]]
         number, last = int(state["epoch"]), segments[-1]
-        same = Segment(self.world_size, self.accumulation, last.steps, self._costs) == last
+        same = self._segment(last.steps) == last
         before = tuple(s for s in (segments[:-1] if same else segments) if s.steps)
         self._restored, self._latest = (number, before), None
         if before and not len(self._left(number, before)[0]):
@@ -298,8 +363,7 @@ class SampleOrder:
         rows, bucket = self._left(number, before)
         if not len(rows):
             raise _nothing_to_train_on(bucket, self.manifest.kept)
-        now = Segment(self.world_size, self.accumulation, 0, self._costs)
-        return self._arrange(number, len(before), rows, bucket, now)
+        return self._arrange(number, len(before), rows, bucket, self._segment(0))
 
     def _arrange(
         self,
@@ -321,6 +385,7 @@ class SampleOrder:
             world_size=segment.world_size,
             accumulation=segment.accumulation,
             key=draws.key(self.seed, "steps", number, part),
+            degree=np.array(segment.degrees),
         )
         first = np.cumsum(counts) - counts
         return Epoch(

@@ -27,6 +27,8 @@ class BucketPlan:
     width: int
     height: int
     max_batch: int
+    degree: int
+    """Ranks that share a micro-batch."""
     samples: int
     micro_batches: int
     tokens: int | None
@@ -110,12 +112,7 @@ def make_plan(
 def _bucket_plans(laid: Epoch, order: SampleOrder, tokens: Tokens | None) -> list[BucketPlan]:
     layout, count = laid.layout, len(order.table.buckets)
     samples = np.bincount(layout.bucket, weights=layout.size, minlength=count)
-    batches = np.bincount(layout.bucket[layout.slots].ravel(), minlength=count)
-    worked = np.bincount(
-        layout.bucket[layout.slots].ravel(),
-        weights=layout.size[layout.slots].ravel(),
-        minlength=count,
-    )
+    batches, flops = laid.micro_batches_of(count), laid.flops_of(count)
     return [
         BucketPlan(
             resolution=b.resolution,
@@ -123,10 +120,11 @@ def _bucket_plans(laid: Epoch, order: SampleOrder, tokens: Tokens | None) -> lis
             width=b.width,
             height=b.height,
             max_batch=b.max_batch,
+            degree=order.degree(b),
             samples=int(samples[b.index]),
             micro_batches=int(batches[b.index]),
             tokens=int(samples[b.index]) * tokens(b) if tokens else None,
-            flops=float(worked[b.index]) * order.flops(b),
+            flops=float(flops[b.index]),
         )
         for b in order.table.buckets
         if samples[b.index]
@@ -149,7 +147,7 @@ def _notes(laid: Epoch, buckets: list[BucketPlan], order: SampleOrder) -> list[s
             f"others, without counting in the loss: {counted(laid.num_rows, 'clip')} cannot fill "
             f"{counted(laid.num_steps, 'step')} of {counted(ranks, 'micro-batch')}"
         )
-    full = sum(-(-b.samples // b.max_batch) for b in buckets)
+    full = sum(-(-b.samples // b.max_batch) * b.degree for b in buckets)
     if full < ranks and not laid.num_repeated:
         notes.append(
             f"the epoch is less than one step: {counted(full, 'full micro-batch')} for "
@@ -191,7 +189,7 @@ def render_plan(plan: Plan, *, width: int = 100) -> str:
             str(len(group)),
             f"{sum(b.samples for b in group):,}",
             f"{sum(b.micro_batches for b in group):,}",
-            str(group[0].max_batch),
+            str(group[0].max_batch) + _shared(group[0].degree),
             "-" if tokens is None else quantity(tokens),
             f"{sum(b.flops for b in group) / plan.flops_per_epoch:.1%}",
         )
@@ -199,6 +197,10 @@ def render_plan(plan: Plan, *, width: int = 100) -> str:
     with console.capture() as captured:
         console.print(table)
     return captured.get() + "\n" + "\n".join(_totals(plan)) + "\n"
+
+
+def _shared(degree: int) -> str:
+    return f" on {degree} ranks" if degree > 1 else ""
 
 
 def _totals(plan: Plan) -> list[str]:

@@ -58,3 +58,11 @@ def tokens_per_clip(recipe: TrainRecipe) -> Callable[[Shape], int] | None:
     return lambda bucket: model.num_tokens(
         vae.latent_size(bucket.frames, bucket.height, bucket.width)
     )
+
+
+def bucket_degree(recipe: TrainRecipe) -> Callable[[Shape], int]:
+    """How many ranks share a clip of a bucket (sequence parallelism)."""
+    tokens = tokens_per_clip(recipe)
+    if tokens is None or recipe.parallel.sequence == 1:
+        return lambda bucket: 1
+    return lambda bucket: recipe.parallel.degree(tokens(bucket))

@@ -21,7 +21,7 @@ from kinema.generation.config import TrainedSize
 from kinema.parallel.world import World
 from kinema.training.components import SeenData
 from kinema.training.config import TrainRecipe
-from kinema.training.cost import bucket_cost, tokens_per_clip
+from kinema.training.cost import bucket_cost, bucket_degree, tokens_per_clip
 
 MEASURED_MICRO_BATCHES = 16
 """How many micro-batches statistics of the latents are taken from."""
@@ -47,18 +47,16 @@ class Feed:
         self._world = world
         self._known = known
         self._table = BucketTable.from_config(recipe.data)
-        self.order = self._order(world.size, recipe.accumulation)
-        self._loader: Loader | None = None
-
-    def _order(self, world_size: int, accumulation: int) -> SampleOrder:
-        return SampleOrder(
-            self._manifest,
+        self.order = SampleOrder(
+            manifest,
             self._table,
-            bucket_cost(self._recipe),
-            seed=self._recipe.seed,
-            world_size=world_size,
-            accumulation=accumulation,
+            bucket_cost(recipe),
+            seed=recipe.seed,
+            world_size=world.size,
+            accumulation=recipe.accumulation,
+            degree=bucket_degree(recipe),
         )
+        self._loader: Loader | None = None
 
     def epoch(self, number: int, start: int) -> tuple[int, Iterator[Batch]]:
         """Number of steps of an epoch, and this rank's micro-batches from step `start` on."""
@@ -75,7 +73,13 @@ class Feed:
     def first_videos(self) -> Iterator[Tensor]:
         """A few videos `[B, 3, T, H, W]` on the device, the same at each call and on any number
         of ranks."""
-        order = self._order(world_size=1, accumulation=1)
+        order = SampleOrder(
+            self._manifest,
+            self._table,
+            bucket_cost(self._recipe),
+            seed=self._recipe.seed,
+            world_size=1,
+        )
         config = replace(self._recipe.data, num_workers=1)
         with Loader(self._manifest, config, order) as loader:
             for batch in islice(loader.epoch(0), MEASURED_MICRO_BATCHES):

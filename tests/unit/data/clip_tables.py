@@ -9,7 +9,7 @@ from benchmarks.openvid_like import openvid_like
 from kinema.config.recipe import load_recipe
 from kinema.data.buckets import BucketTable
 from kinema.data.manifest import Manifest
-from kinema.data.order import Cost, SampleOrder
+from kinema.data.order import Cost, Degree, SampleOrder
 from kinema.training.config import TrainRecipe
 from kinema.training.cost import bucket_cost
 
@@ -42,9 +42,21 @@ def stage(number: int) -> tuple[BucketTable, Cost]:
 
 
 def order_of(
-    clips: Manifest, number: int, world_size: int, *, seed: int = 0, accumulation: int = 1
+    clips: Manifest,
+    number: int,
+    world_size: int,
+    *,
+    seed: int = 0,
+    accumulation: int = 1,
+    degree: Degree = lambda bucket: 1,
 ) -> SampleOrder:
     table, cost = stage(number)
     return SampleOrder(
-        clips, table, cost, seed=seed, world_size=world_size, accumulation=accumulation
+        clips,
+        table,
+        cost,
+        seed=seed,
+        world_size=world_size,
+        accumulation=accumulation,
+        degree=degree,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from kinema.config.errors import ConfigError
 from kinema.data.buckets import BucketTable
 from kinema.data.manifest import Manifest
 from kinema.data.order import Epoch, NoMicroBatchesError, OrderMismatchError, SampleOrder
@@ -25,7 +27,16 @@ def small_clips(count: int, seed: int = 0) -> Manifest:
     return manifest(random.choice([1, 9, 20], count), side, side)
 
 
-def small_order(clips: Manifest, world_size: int, accumulation: int = 1, seed: int = 0) -> Any:
+def small_order(
+    clips: Manifest,
+    world_size: int,
+    accumulation: int = 1,
+    seed: int = 0,
+    degrees: dict[int, int] | None = None,
+) -> Any:
+    """Args:
+    degrees: frames: ranks that share a clip.
+    """
     return SampleOrder(
         clips,
         BucketTable(SMALL),
@@ -33,6 +44,7 @@ def small_order(clips: Manifest, world_size: int, accumulation: int = 1, seed: i
         seed=seed,
         world_size=world_size,
         accumulation=accumulation,
+        degree=lambda b: (degrees or {}).get(b.frames, 1),
     )
 
 
@@ -44,7 +56,7 @@ def trained(laid: Epoch, first: int = 0, last: int | None = None) -> list[int]:
             for micro in range(laid.accumulation):
                 batch = laid.micro_batch(step, rank, micro)
                 assert 1 <= len(batch.rows) <= batch.bucket.max_batch
-                if not batch.repeated:
+                if not batch.repeated and rank % batch.degree == 0:
                     rows += batch.rows.tolist()
     return rows
 
@@ -73,6 +85,69 @@ def test_every_kept_row_exactly_once(
     assert sorted(trained(laid)) == rows.tolist()
     assert laid.num_steps * world_size * accumulation == laid.num_micro_batches
     assert laid.num_repeated < world_size * accumulation
+
+
+DEGREES = [{16: 2}, {8: 2, 16: 4}, {1: 2, 8: 2, 16: 4}, {1: 4, 8: 4, 16: 4}]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    count=st.integers(1, 120),
+    groups=st.integers(1, 3),
+    accumulation=st.integers(1, 3),
+    seed=st.integers(0, 5),
+    degrees=st.sampled_from(DEGREES),
+)
+def test_ranks_that_share_a_clip(
+    count: int, groups: int, accumulation: int, seed: int, degrees: dict[int, int]
+) -> None:
+    clips, world_size = small_clips(count, seed), groups * max(degrees.values())
+    order = small_order(clips, world_size, accumulation, seed, degrees)
+    rows = kept(order, 0)
+    if not len(rows):
+        return
+    laid = order.epoch(0)
+    assert sorted(trained(laid)) == rows.tolist()
+    assert laid.num_micro_batches == laid.micro_batches_of(len(order.table.buckets)).sum()
+    for step in range(laid.num_steps):
+        share: defaultdict[tuple[int, ...], float] = defaultdict(float)
+        for micro in range(accumulation):
+            for rank in range(world_size):
+                batch = laid.micro_batch(step, rank, micro)
+                assert batch.degree == degrees.get(batch.bucket.frames, 1)
+                first = laid.micro_batch(step, rank // batch.degree * batch.degree, micro)
+                assert first.rows.tolist() == batch.rows.tolist()
+                assert first.weight == batch.weight
+                # Each rank's gradient is of its tokens: a part of 1 / degree, here.
+                part = batch.weight / batch.degree / (world_size * accumulation)
+                share[tuple(batch.rows.tolist())] += part
+        counted = [value for value in share.values() if value]
+        assert counted == pytest.approx([1 / len(counted)] * len(counted))
+
+
+def test_sharing_keeps_steps_balanced_and_resumes_on_other_ranks() -> None:
+    clips = generated(20_000)
+
+    def order_on(world_size: int, most: int) -> SampleOrder:
+        return order_of(clips, 3, world_size, degree=lambda b: min(most, 1 + 3 * (b.frames > 60)))
+
+    order = order_on(16, 4)
+    laid = order.epoch(0)
+    assert {1, 4} == set(np.unique(laid.layout.degree))
+    assert laid.step_balance > 0.97
+    done = laid.rows_of(laid.num_steps // 2).tolist()
+    state = saved(order, 0, laid.num_steps // 2)
+    for world_size, most in ((6, 1), (16, 1), (8, 4)):
+        fresh = order_on(world_size, most)
+        assert fresh.restore(state) == (0, 0)
+        assert sorted(done + trained(fresh.epoch(0))) == kept(order, 0).tolist()
+    again = order_on(16, 4)
+    assert again.restore(state) == (0, laid.num_steps // 2)
+
+
+def test_ranks_that_cannot_be_grouped_are_refused() -> None:
+    with pytest.raises(ConfigError, match="6 ranks cannot be divided into groups of 4"):
+        small_order(small_clips(40), 6, degrees={16: 4})
 
 
 def test_rows_are_of_their_bucket() -> None:
@@ -220,5 +295,5 @@ def test_other_buckets_are_refused_by_name() -> None:
 
 def test_position_of_another_order_is_refused() -> None:
     order = small_order(small_clips(40), 2)
-    with pytest.raises(OrderMismatchError, match=r"version 0 .*this is version 1"):
+    with pytest.raises(OrderMismatchError, match=r"version 0 .*this is version 2"):
         order.restore(saved(order, 0, 1) | {"version": 0})

@@ -33,6 +33,7 @@ def batch(keys: Sequence[ClipKey], memory: LatentMemory | None = None) -> Batch:
         decoded=tuple(decoded),
         bucket=BUCKET,
         weight=1.0,
+        degree=1,
         skipped=[],
     )
 

@@ -92,7 +92,8 @@ class Segment:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Segment:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        costs, degrees = tuple(values["costs"]), tuple(values["degrees"])
+        return cls(**values | {"costs": costs, "degrees": degrees})
 
 
 class Epoch:

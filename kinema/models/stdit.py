@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kinema.models.attention import Packing
 from kinema.models.config import STDiTConfig
 from kinema.models.embedding import Linear, PatchEmbed3D, ScalarEmbedder
+from kinema.models.frames import ALL_AT_HAND, Frames, FramesOf, all_at_hand
 from kinema.models.layers import (
     MLP,
     CaptionEmbedder,
@@ -61,6 +62,7 @@ class STDiTBlock(nn.Module):
         t: Tensor,
         t_noised: Tensor,
         places: Tensor | None = None,
+        frames: Frames = ALL_AT_HAND,
     ) -> Tensor:
         """
         Args:
@@ -70,6 +72,7 @@ class STDiTBlock(nn.Module):
             t: modulation `[B, T or 1, 6 * C]` fp32.
             t_noised: the same of the timestep itself, `[B, 1, 6 * C]`, whatever frames are clean.
             places: positions in time `[T, C]` fp32, for the first block.
+            frames: what x holds of the clip.
         """
         table = self.scale_shift_table
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation(table, t)
@@ -79,10 +82,8 @@ class STDiTBlock(nn.Module):
         # Along time the weights learned to do without a norm, and with the gate of noised frames
         # everywhere.
         gate = modulation(table, t_noised)[2]
-        by_place = x if places is None else (x + places[:, None]).to(x.dtype)
-        by_place = by_place.transpose(1, 2)
-        along = self.attn_temp(by_place.flatten(0, 1)).view(by_place.shape)
-        x = gated_add(x, gate, along.transpose(1, 2))
+        placed = x if places is None else (x + places[:, None]).to(x.dtype)
+        x = gated_add(x, gate, frames.over_time(self.attn_temp, placed))
 
         x = x + self.cross_attn(x.flatten(1, 2), text, packing).view_as(x)
         return gated_add(x, gate_mlp, self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp)))
@@ -101,6 +102,8 @@ class STDiT(CaptionTransformer):
     """
 
     config: STDiTConfig
+    frames_of: FramesOf
+    """Swapped by sequence parallelism."""
 
     def __init__(self, config: STDiTConfig, generator: torch.Generator | None = None) -> None:
         """
@@ -110,6 +113,7 @@ class STDiT(CaptionTransformer):
         """
         super().__init__()
         self.config = config
+        self.frames_of = all_at_hand
         dim = config.hidden_size
         self.x_embedder = PatchEmbed3D(config.patch_size, config.in_channels, dim)
         self.t_embedder = ScalarEmbedder(dim)
@@ -146,6 +150,9 @@ class STDiT(CaptionTransformer):
         config, dtype = self.config, self.x_embedder.proj.weight.dtype
         grid = config.token_grid((x.shape[2], x.shape[3], x.shape[4]))
         text = self.pack_text(y, mask)
+        frames = self.frames_of(grid[0])
+        part = frames.split(x, dim=2, step=config.patch_size[0])
+        x_mask = None if x_mask is None else frames.split(x_mask, dim=1)
 
         t = self.t_embedder(timestep)
         t_mlp = t_noised = self._modulation(t)
@@ -156,14 +163,15 @@ class STDiT(CaptionTransformer):
 
         # fp32 for the sum with positions; then the weights' dtype down the whole residual stream.
         position = self._spatial_positions(grid[1], grid[2], x.device)
-        tokens = (self.x_embedder(x.to(dtype)) + position).to(dtype)
+        tokens = (self.x_embedder(part.to(dtype)) + position).to(dtype)
 
-        places: Tensor | None = self._temporal_positions(grid[0], x.device)
+        positions = self._temporal_positions(grid[0], x.device)
+        places: Tensor | None = frames.split(positions, dim=0)
         for block, text_of_block in zip(self.blocks, text.per_block, strict=True):
-            tokens = block(tokens, text_of_block, text.packing, t_mlp, t_noised, places)
+            tokens = block(tokens, text_of_block, text.packing, t_mlp, t_noised, places, frames)
             places = None  # only the first block is told
 
-        out = self.final_layer(tokens, t, t0, x_mask)
+        out = frames.join(self.final_layer(tokens, t, t0, x_mask))
         return unpatchify(out, grid, config.patch_size, x.shape).float()
 
     def predict(

@@ -19,6 +19,7 @@ from kinema.models.embedding import (
     ScalarEmbedder,
     position_embedding,
 )
+from kinema.models.frames import ALL_AT_HAND, Frames, FramesOf, all_at_hand
 from kinema.models.layers import (
     MLP,
     CaptionEmbedder,
@@ -68,6 +69,7 @@ class STDiT2Block(nn.Module):
         t: Tensor,
         t_temporal: Tensor,
         rotation: Tensor,
+        frames: Frames = ALL_AT_HAND,
     ) -> Tensor:
         """
         Args:
@@ -76,16 +78,16 @@ class STDiT2Block(nn.Module):
             packing: which text tokens belong to which sample.
             t: modulation within frames and of the feed-forward part, `[B, T or 1, 6 * C]` fp32.
             t_temporal: modulation along time, `[B, T or 1, 3 * C]` fp32.
-            rotation: rotary positions in time.
+            rotation: rotary positions in time, of all frames.
+            frames: what x holds of the clip.
         """
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation(self.scale_shift_table, t)
         inside = self.attn(modulate(layer_norm(x), shift, scale).flatten(0, 1)).view(x.shape)
         x = gated_add(x, gate, inside)
 
         shift, scale, gate = modulation(self.scale_shift_table_temporal, t_temporal)
-        by_place = modulate(layer_norm(x), shift, scale).transpose(1, 2)
-        along = self.attn_temp(by_place.flatten(0, 1), rotation).view(by_place.shape)
-        x = gated_add(x, gate, along.transpose(1, 2))
+        along = frames.over_time(self.attn_temp, modulate(layer_norm(x), shift, scale), rotation)
+        x = gated_add(x, gate, along)
 
         x = x + self.cross_attn(x.flatten(1, 2), text, packing).view_as(x)
         return gated_add(x, gate_mlp, self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp)))
@@ -102,6 +104,8 @@ class STDiT2(CaptionTransformer):
     """
 
     config: STDiT2Config
+    frames_of: FramesOf
+    """Swapped by sequence parallelism."""
 
     def __init__(self, config: STDiT2Config, generator: torch.Generator | None = None) -> None:
         """
@@ -111,6 +115,7 @@ class STDiT2(CaptionTransformer):
         """
         super().__init__()
         self.config = config
+        self.frames_of = all_at_hand
         dim = config.hidden_size
         self.rope = RotaryEmbedding(config.head_dim)
         self.x_embedder = PatchEmbed3D(config.patch_size, config.in_channels, dim)
@@ -163,8 +168,11 @@ class STDiT2(CaptionTransformer):
             KinemaError: text features of another width.
         """
         config, dtype, batch = self.config, self.x_embedder.proj.weight.dtype, len(x)
-        grid = frames, rows, columns = config.token_grid((x.shape[2], x.shape[3], x.shape[4]))
+        grid = _, rows, columns = config.token_grid((x.shape[2], x.shape[3], x.shape[4]))
         text = self.pack_text(y, mask)
+        frames = self.frames_of(grid[0])
+        part = frames.split(x, dim=2, step=config.patch_size[0])
+        x_mask = None if x_mask is None else frames.split(x_mask, dim=1)
 
         def embed(embedder: nn.Module, value: Tensor) -> Tensor:
             out: Tensor = embedder(value)
@@ -201,13 +209,13 @@ class STDiT2(CaptionTransformer):
             scale=scale,
             base_size=round((rows * columns) ** 0.5),
         )
-        tokens = (self.x_embedder(x.to(dtype)) + position).to(dtype)
+        tokens = (self.x_embedder(part.to(dtype)) + position).to(dtype)
 
-        rotation = self.rope(frames)
+        shared = text.packing, t_spatial, t_temporal, self.rope(grid[0]), frames
         for block, text_of_block in zip(self.blocks, text.per_block, strict=True):
-            tokens = block(tokens, text_of_block, text.packing, t_spatial, t_temporal, rotation)
+            tokens = block(tokens, text_of_block, *shared)
 
-        out = self.final_layer(tokens, t, t0, x_mask)
+        out = frames.join(self.final_layer(tokens, t, t0, x_mask))
         return unpatchify(out, grid, config.patch_size, x.shape).float()
 
     def predict(

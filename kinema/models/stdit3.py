@@ -19,6 +19,7 @@ from kinema.models.embedding import (
     ScalarEmbedder,
     position_embedding,
 )
+from kinema.models.frames import ALL_AT_HAND, Frames, FramesOf, all_at_hand
 from kinema.models.layers import (
     MLP,
     CaptionEmbedder,
@@ -55,6 +56,7 @@ class STDiT3Block(nn.Module):
         packing: Packing,
         t: Tensor,
         rotation: Tensor | None = None,
+        frames: Frames = ALL_AT_HAND,
     ) -> Tensor:
         """
         Args:
@@ -62,19 +64,18 @@ class STDiT3Block(nn.Module):
             text: packed text tokens `[sum of lengths, C]`, or their keys and values.
             packing: which text tokens belong to which sample.
             t: modulation `[B, T or 1, 6 * C]` fp32.
-            rotation: rotary positions in time, for a temporal block.
+            rotation: rotary positions in time, of all frames, for a temporal block.
+            frames: what x holds of the clip.
         """
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation(self.scale_shift_table, t)
-        attended = self._attend(modulate(layer_norm(x), shift, scale), rotation)
+        modulated = modulate(layer_norm(x), shift, scale)
+        if self.temporal:
+            attended = frames.over_time(self.attn, modulated, rotation)
+        else:
+            attended = self.attn(modulated.flatten(0, 1)).view(x.shape)
         x = gated_add(x, gate, attended)
         x = x + self.cross_attn(x.flatten(1, 2), text, packing).view_as(x)
         return gated_add(x, gate_mlp, self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp)))
-
-    def _attend(self, x: Tensor, rotation: Tensor | None) -> Tensor:
-        """Attention among the tokens of a frame, or of a place over time: `[B, T, S, C]`."""
-        x = x.transpose(1, 2) if self.temporal else x
-        out = self.attn(x.flatten(0, 1), rotation).view(x.shape)
-        return out.transpose(1, 2) if self.temporal else out
 
 
 class STDiT3(CaptionTransformer):
@@ -89,6 +90,8 @@ class STDiT3(CaptionTransformer):
     """
 
     config: STDiT3Config
+    frames_of: FramesOf
+    """Swapped by sequence parallelism."""
 
     def __init__(self, config: STDiT3Config, generator: torch.Generator | None = None) -> None:
         """
@@ -98,6 +101,7 @@ class STDiT3(CaptionTransformer):
         """
         super().__init__()
         self.config = config
+        self.frames_of = all_at_hand
         dim = config.hidden_size
         self.rope = RotaryEmbedding(config.head_dim)
         self.x_embedder = PatchEmbed3D(config.patch_size, config.in_channels, dim)
@@ -147,8 +151,11 @@ class STDiT3(CaptionTransformer):
             KinemaError: text features of another width.
         """
         dtype = self._dtype
-        frames, rows, columns = self.config.token_grid((x.shape[2], x.shape[3], x.shape[4]))
+        grid = _, rows, columns = self.config.token_grid((x.shape[2], x.shape[3], x.shape[4]))
         text = self.pack_text(y, mask)
+        frames = self.frames_of(grid[0])
+        part = frames.split(x, dim=2, step=self.config.patch_size[0])
+        x_mask = None if x_mask is None else frames.split(x_mask, dim=1)
 
         rate = self.fps_embedder(fps).repeat(len(x) // len(fps), 1)
         t = self.t_embedder(timestep) + rate
@@ -167,17 +174,17 @@ class STDiT3(CaptionTransformer):
             scale=scale,
             base_size=round((rows * columns) ** 0.5),
         )
-        tokens = (self.x_embedder(x.to(dtype)) + position).to(dtype)
+        tokens = (self.x_embedder(part.to(dtype)) + position).to(dtype)
 
-        rotation = self.rope(frames)
+        rotation = self.rope(grid[0])
         # Of one spatial and one temporal block by turns.
         of_block, packing = iter(text.per_block), text.packing
         for spatial, temporal in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
             tokens = spatial(tokens, next(of_block), packing, t_mlp)
-            tokens = temporal(tokens, next(of_block), packing, t_mlp, rotation)
+            tokens = temporal(tokens, next(of_block), packing, t_mlp, rotation, frames)
 
-        out = self.final_layer(tokens, t, t0, x_mask)
-        return unpatchify(out, (frames, rows, columns), self.config.patch_size, x.shape).float()
+        out = frames.join(self.final_layer(tokens, t, t0, x_mask))
+        return unpatchify(out, grid, self.config.patch_size, x.shape).float()
 
     def predict(
         self,

@@ -146,7 +146,7 @@ def start(
         if save.exists() and not overwrite:
             raise KinemaError("is there already", where=str(save), hint="--overwrite")
         # Fresh values from the recipe's seed: what training would begin with.
-        filled = build_model(settings, torch.device("cpu"))
+        filled = build_model(settings)
         report = start_from_pixart(filled, source)
         save.parent.mkdir(parents=True, exist_ok=True)
         save_weights(save, filled.state_dict())

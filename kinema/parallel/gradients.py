@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,44 @@ from kinema.parallel.world import World
 
 BUCKET_ELEMENTS = 8 * 2**20
 """Gradients sent at once: 32 MB of float32."""
+
+
+class Gradients(Protocol):
+    """The gradients of an optimizer step, averaged over ranks. Use per step::
+
+        gradients.zero()
+        for micro in range(accumulation):
+            gradients.expect(last=micro == accumulation - 1)
+            (loss / accumulation).backward()
+        own_norm = gradients.finish()    # now p.grad is the mean over ranks
+
+    A parameter without a part in the loss has a gradient of zero.
+    """
+
+    def zero(self) -> None:
+        """Forget the last step's gradients."""
+        ...
+
+    def expect(self, *, last: bool) -> None:
+        """Say whether the backward pass that follows is the step's last one on this rank."""
+        ...
+
+    def finish(self) -> Tensor | None:
+        """Wait until every `p.grad` is the mean over ranks.
+
+        Returns:
+            Norm of this rank's own gradients before averaging, a scalar, not finite if any of them
+            is not; None where they were never whole on one rank.
+        """
+        ...
+
+    def norm(self) -> Tensor:
+        """Norm of all gradients together, a scalar, the same on every rank. Collective."""
+        ...
+
+    def scale(self, factor: Tensor | float) -> None:
+        """Multiply all gradients by `factor`."""
+        ...
 
 
 @dataclass
@@ -27,17 +65,9 @@ class _Bucket:
 class GradientMean:
     """Gradients of `parameters` as views into a few flat buffers that are averaged over ranks.
 
-    Buffers have the same layout in every process and from the first step on, so that sums are
-    formed in the same order whether or not a run was interrupted (DDP reorders its buckets after
-    the first step). Use per optimizer step::
-
-        means.zero()
-        for micro in range(accumulation):
-            means.expect(last=micro == accumulation - 1)
-            (loss / accumulation).backward()
-        local_norm = means.finish()      # now p.grad is the mean over ranks
-
-    A parameter without a part in the loss has a gradient of zero.
+    For models that every rank holds whole; see `Gradients` for its use. Buffers have the same
+    layout in every process and from the first step on, so that sums are formed in the same order
+    whether or not a run was interrupted (DDP reorders its buckets after the first step).
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], world: World) -> None:

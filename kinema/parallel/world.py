@@ -66,12 +66,15 @@ class World:
 
 
 @contextmanager
-def open_world(device: str | None = None, *, timeout: timedelta = TIMEOUT) -> Iterator[World]:
+def open_world(
+    device: str | None = None, *, timeout: timedelta = TIMEOUT, group: bool = False
+) -> Iterator[World]:
     """Join the other processes that torchrun started; without torchrun, a world of one.
 
     Args:
         device: `cpu` or `cuda`; a GPU where there is one by default.
         timeout: how long a process waits for the others.
+        group: a world of one has a process group too, as sharding needs it.
 
     Raises:
         KinemaError: no such device, or more processes than GPUs on this machine.
@@ -81,12 +84,17 @@ def open_world(device: str | None = None, *, timeout: timedelta = TIMEOUT) -> It
     chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if size == 1:
+    if size == 1 and not group:
         yield World(0, 1, chosen)
         return
     # Both backends: gradients go over NCCL, the few bytes that ranks agree by over gloo.
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timeout)
+    if size == 1:  # nobody to meet: no port is needed
+        dist.init_process_group(
+            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
+        )
+    else:
+        dist.init_process_group(backend, timeout=timeout)
     try:
         yield World(rank, size, chosen, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     finally:

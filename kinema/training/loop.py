@@ -16,7 +16,8 @@ from kinema.checkpoint.run import prune, save_checkpoint
 from kinema.config.errors import KinemaError
 from kinema.config.recipe import dump_recipe
 from kinema.data.loader import Batch
-from kinema.parallel.gradients import GradientMean
+from kinema.models.transformer import Transformer
+from kinema.parallel.engine import Engine
 from kinema.parallel.world import World
 from kinema.telemetry.run_log import RunLog, say
 from kinema.telemetry.spans import Spans
@@ -25,6 +26,7 @@ from kinema.training.config import TrainRecipe
 from kinema.training.draws import Draws
 from kinema.training.feed import bucket_label
 from kinema.training.schedule import learning_rate
+from kinema.training.stand_in import stand_in_loss
 from kinema.training.state import TrainState
 from kinema.training.stop import StopRequest
 from kinema.training.tasks import Task
@@ -105,6 +107,7 @@ class Trainer:
         world: World,
         task: Task,
         state: TrainState,
+        engine: Engine,
         data: Data,
         *,
         run: Path,
@@ -130,8 +133,8 @@ class Trainer:
         self._components = components
         self._on_step = on_step
         self._on_preview = on_preview
-        self._gradients = GradientMean(state.trained.values(), world)
-        self._dtype = DTYPES[recipe.precision]
+        self._engine = engine
+        self._gradients = engine.gradients(state.trained)
         self._keys = _keys(data.labels, task.parts)
         self._skipped = 0  # updates in a row that fp16 overflow has cost
         self._clips = 0  # trained on in this epoch, by all ranks, since this process began it
@@ -228,6 +231,8 @@ class Trainer:
             if not batch.empty:
                 draws = Draws(self.recipe.seed, epoch, int(batch.rows[0]), self._world.device)
                 micros.append(self._forward_backward(batch, draws))
+            elif self._engine.sharded:
+                self._take_part()
         with self._spans("reduce"):
             own_norm = self._gradients.finish()
 
@@ -239,20 +244,27 @@ class Trainer:
             self._skipped = 0 if outcome.grad_finite else self._skipped + 1
             allowed = MAX_SKIPPED_UPDATES if self.state.scaler.is_enabled() else 0
             if not outcome.loss_finite or self._skipped > allowed:
-                self._refuse(micros, float(own_norm))
+                self._refuse(micros, None if own_norm is None else float(own_norm))
             updated = self._update(norm, outcome)
         self._clips += outcome.clips
         return updated, outcome.stop
 
     def _forward_backward(self, batch: Batch, draws: Draws) -> _Micro:
-        device = self._world.device.type
-        mixed = self._dtype is not torch.float32
-        with torch.autocast(device, dtype=self._dtype if mixed else None, enabled=mixed):
+        with self._engine.forward():
             report = self._task.loss(self.state.model, batch, draws)
         with self._spans("backward"):
             loss = report.loss * (batch.weight / self.recipe.accumulation)
             self.state.scaler.scale(loss).backward()
         return _Micro(batch, report.loss.detach(), report.parts)
+
+    def _take_part(self) -> None:
+        """With nothing to compute: the other ranks wait for this one's part of every block."""
+        model = self.state.model
+        assert isinstance(model, Transformer)
+        with self._spans("forward"), self._engine.forward():
+            loss = stand_in_loss(model, self._world.device)
+        with self._spans("backward"):
+            self.state.scaler.scale(loss).backward()
 
     def _agree(self, micros: list[_Micro], norm: Tensor) -> _Outcome:
         """Sum what each rank saw over all ranks: one decision, and the window of the log."""
@@ -301,13 +313,20 @@ class Trainer:
         self._pace.steps += 1
         return True
 
-    def _refuse(self, micros: list[_Micro], own_norm: float) -> NoReturn:
-        """Stop every rank alike, naming the ranks and clips at fault."""
+    def _refuse(self, micros: list[_Micro], own_norm: float | None) -> NoReturn:
+        """Stop every rank alike, naming the ranks and clips at fault.
+
+        Args:
+            own_norm: of this rank's gradients; None where it is not known.
+        """
         bad = [m for m in micros if not math.isfinite(float(m.loss))]
-        faulty = bad or (micros if not math.isfinite(own_norm) else [])
+        faulty = bad
+        if not bad and own_norm is not None and not math.isfinite(own_norm):
+            faulty = micros
         found = self._world.gather(self._offender(faulty, own_norm) if faulty else None)
         offenders = [one for one in found if one is not None]
-        if not offenders:  # finite on every rank, and too large for float32 once summed
+        if not offenders:
+            # Known from the sum alone: it was too large for float32, or gradients are sharded.
             offenders = self._world.gather(self._offender(micros, own_norm))
         step = self.state.step
         report = self._run / f"nonfinite-step{step}.json"
@@ -315,7 +334,7 @@ class Trainer:
             nonfinite.write_report(report, step, offenders)
         raise nonfinite.error(step, offenders, where=str(self._run), report=report)
 
-    def _offender(self, micros: list[_Micro], own_norm: float) -> nonfinite.Offender:
+    def _offender(self, micros: list[_Micro], own_norm: float | None) -> nonfinite.Offender:
         rows = [int(row) for m in micros for row in m.batch.rows]
         return nonfinite.Offender(
             rank=self._world.rank,

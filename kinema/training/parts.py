@@ -37,13 +37,18 @@ MEASURED_OR_MEMORY = ("shift", "scale", "micro_batch_size")
 with the weights."""
 
 
-def build_model(recipe: TrainRecipe, device: torch.device) -> nn.Module:
-    """The network that trains, initialised from the recipe's seed, frozen parts frozen.
+def blocks_of(recipe: TrainRecipe) -> tuple[str, ...]:
+    """Names of the blocks of the network that trains: what recomputes, is compiled and is gathered
+    one at a time."""
+    return VAE_BLOCKS if isinstance(recipe.task, VAETask) else TRANSFORMER_BLOCKS
+
+
+def build_model(recipe: TrainRecipe) -> nn.Module:
+    """The network that trains, on the CPU, initialised from the recipe's seed, frozen parts frozen.
 
     Raises:
         ConfigError: `freeze` names nothing, or leaves nothing to train.
     """
-    blocks = VAE_BLOCKS if isinstance(recipe.task, VAETask) else TRANSFORMER_BLOCKS
     # The same weights on every rank and in every run of this seed, whatever ran before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -58,12 +63,12 @@ def build_model(recipe: TrainRecipe, device: torch.device) -> nn.Module:
             model = build_transformer(recipe.model)
     freeze(model, recipe.freeze)
     if recipe.recompute != "none":
-        apply_recompute(model, blocks)
+        apply_recompute(model, blocks_of(recipe))
     if recipe.compile:
         from kinema.parallel.compile import compile_blocks  # a second to import
 
-        compile_blocks(model, blocks)
-    return model.to(device)
+        compile_blocks(model, blocks_of(recipe))
+    return model
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from kinema.data.loader import KnownClips
 from kinema.data.manifest import Manifest
 from kinema.data.plan import render_plan
 from kinema.models.attention_kernels import check_backend
+from kinema.parallel.engine import Engine
 from kinema.parallel.world import World, open_world
 from kinema.telemetry.run_log import RunLog, say
 from kinema.telemetry.spans import Spans
@@ -32,6 +33,7 @@ from kinema.training.loop import DTYPES, Trainer
 from kinema.training.optimizer import build_optimizer
 from kinema.training.parts import (
     Frozen,
+    blocks_of,
     build_model,
     load_frozen,
     start_from_weights,
@@ -129,7 +131,8 @@ def train(
     """
     start = start or Start()
     with ExitStack() as stack:
-        world = stack.enter_context(open_world(device))
+        sharded = recipe.parallel.shard != "none"
+        world = stack.enter_context(open_world(device, group=sharded))
         stop = stack.enter_context(stop_on_signals())
         previous = _previous(recipe, start, world)
         manifest = _read_manifest(recipe)
@@ -142,12 +145,19 @@ def train(
         if recipe.model is not None:
             dtype, head_dim = DTYPES[recipe.precision], recipe.model.head_dim
             check_backend(recipe.model.attention, world.device, dtype, head_dim)
-        model = build_model(recipe, world.device)
+        model = build_model(recipe)
         task, frozen = _task(recipe, manifest, memory, spans, world)
         notes = []
         if start.ckpt_path:
             allowed = {"allow_new": start.allow_new, "allow_unexpected": start.allow_unexpected}
             notes.append(start_from_weights(model, start.ckpt_path, **allowed))
+        engine = Engine(
+            model,
+            world,
+            recipe.parallel,
+            dtype=DTYPES[recipe.precision],
+            blocks=blocks_of(recipe),
+        )
         state = _new_state(recipe, model, feed, world)
         if previous and previous.checkpoint:
             state.restore(previous.checkpoint, data_position=not start.from_scratch)
@@ -177,6 +187,7 @@ def train(
             world,
             task,
             state,
+            engine,
             feed,
             run=run,
             log=log,

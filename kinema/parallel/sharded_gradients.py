@@ -1,0 +1,76 @@
+"""Gradients of a model that FSDP2 shards: each rank has the mean over ranks of its own part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from kinema.parallel.shard import local
+
+
+class ShardedGradients:
+    """See `Gradients`. FSDP2 averages; this says when, and finishes the step.
+
+    With accumulation, gradients are reduce-scattered after every micro-batch, so that a rank never
+    holds more of them than its own part: in float32 and whole they would take more memory than the
+    weights that sharding freed. What crosses machines (hybrid) is sent once, with the last
+    micro-batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        group: dist.ProcessGroup,
+        *,
+        keep_weights: bool,
+    ) -> None:
+        """
+        Args:
+            model: sharded.
+            parameters: those of it that train.
+            group: the ranks that hold one copy together.
+            keep_weights: gathered weights stay from one micro-batch of a step to the next.
+        """
+        assert isinstance(model, FSDPModule)
+        self._model = model
+        self._parameters = list(parameters.values())
+        self._group = group
+        self._keep_weights = keep_weights
+
+    def zero(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def expect(self, *, last: bool) -> None:
+        self._model.set_is_last_backward(last)
+        self._model.set_requires_all_reduce(last)
+        if self._keep_weights:
+            self._model.set_reshard_after_backward(last)
+
+    def finish(self) -> None:
+        for parameter in self._parameters:
+            if parameter.grad is None:  # had no part in the loss
+                parameter.grad = torch.zeros_like(parameter)
+
+    def norm(self) -> Tensor:
+        norms = torch._foreach_norm(self._parts())
+        squares = torch.stack(norms).square().sum()
+        # Copies of the model hold the same gradients: over the ranks of one copy alone.
+        dist.all_reduce(squares, group=self._group)
+        return squares.sqrt()
+
+    def scale(self, factor: Tensor | float) -> None:
+        torch._foreach_mul_(self._parts(), factor)
+
+    def _parts(self) -> list[Tensor]:
+        parts = []
+        for parameter in self._parameters:
+            assert isinstance(parameter.grad, DTensor)
+            parts.append(local(parameter.grad.detach()))
+        return parts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,6 +100,23 @@ class Batch:
     """Ranks that share it, see `MicroBatch.degree`: each has the whole of it."""
     skipped: list[SkippedRow]
 
+    def without(self, rows: Collection[int]) -> Batch:
+        """The batch with some rows of the manifest left out."""
+        kept = np.array([int(row) not in rows for row in self.rows], dtype=bool)
+        if kept.all():
+            return self
+        decoded = torch.tensor(self.decoded, dtype=torch.bool)
+        mask = torch.from_numpy(kept)
+        return replace(
+            self,
+            video=self.video[mask[decoded].to(self.video.device)],
+            text=[text for text, keep in zip(self.text, kept, strict=True) if keep],
+            fps=self.fps[mask.to(self.fps.device)],
+            rows=self.rows[kept],
+            keys=tuple(key for key, keep in zip(self.keys, kept, strict=True) if keep),
+            decoded=tuple(d for d, keep in zip(self.decoded, kept, strict=True) if keep),
+        )
+
     @property
     def num_frames(self) -> int:
         return self.bucket.frames
@@ -150,6 +167,7 @@ class Loader:
         *,
         rank: int = 0,
         known: KnownClips = frozenset(),
+        on_clip: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
         manifest: the clips.
@@ -157,12 +175,14 @@ class Loader:
         order: which clips, and when; its seed also draws where crops start.
         rank: whose micro-batches.
         known: clips not to decode; asked ahead of need, and a clip once known stays so.
+        on_clip: called for every clip that was waited for, read or not: a sign of progress.
         """
         self._manifest = manifest
         self._config = config
         self._order = order
         self._rank = rank
         self._known = known
+        self._on_clip = on_clip
         self._asked = 0
         self._bad: list[SkippedRow] = []
         self._total_frames = manifest.column("num_frames")
@@ -200,6 +220,10 @@ class Loader:
     def skipped(self) -> list[SkippedRow]:
         """All rows left out so far."""
         return list(self._bad)
+
+    def decoding(self) -> list[tuple[int, str, float]]:
+        """What is being decoded: (process id of the worker, file, seconds so far)."""
+        return self._pool.at_work()
 
     def close(self) -> None:
         """End the decode workers."""
@@ -264,6 +288,7 @@ class Loader:
             except MediaError as error:
                 name = self._manifest.path(key.row)
                 skipped.append(SkippedRow(key.row, name, error.reason, error.what))
+            self._on_clip()
         ahead.clips.clear()  # their pixels are copied
         rows = [key.row for key in keys]
         self._count(len(micro.rows), skipped)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
@@ -26,6 +27,9 @@ from kinema.media.errors import MediaError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+KILLED_S = 5.0
+"""How long a killed worker may take to be gone: one that hangs in the kernel (a disk, a network
+file system) stays until that lets it go, and nobody can wait for it."""
 STARTING_S = 60.0
 """How long a worker may take to start; not part of any call's limit."""
 
@@ -139,6 +143,10 @@ class DecodePool:
         """Process ids of the workers that are running."""
         return [pid for seat in self._seats if (pid := seat.pid) is not None]
 
+    def at_work(self) -> list[tuple[int, str, float]]:
+        """The calls that run now: (process id of the worker, file, seconds)."""
+        return [call for seat in self._seats if (call := seat.call) is not None]
+
     def __enter__(self) -> Self:
         return self
 
@@ -174,6 +182,7 @@ class _Seat:
         self._calls_per_worker = calls_per_worker
         self._worker_bytes = worker_bytes
         self._worker: _Worker | None = None
+        self._call: tuple[str, float] | None = None
         self._closed = False
         self._lock = threading.Lock()
         """Held while a worker starts, so that none starts after `close`."""
@@ -184,6 +193,12 @@ class _Seat:
     def pid(self) -> int | None:
         worker = self._worker
         return worker.process.pid if worker else None
+
+    @property
+    def call(self) -> tuple[int, str, float] | None:
+        """The call that runs: (process id of the worker, file, seconds)."""
+        pid, call = self.pid, self._call
+        return None if call is None else (pid or 0, call[0], time.monotonic() - call[1])
 
     def close(self) -> None:
         with self._lock:
@@ -197,7 +212,15 @@ class _Seat:
     def _serve(self) -> None:
         while (task := self._tasks.get()) is not None:
             if task.future.set_running_or_notify_cancel():
-                self._run(task)
+                self._call = (str(task.path), time.monotonic())
+                try:
+                    self._run(task)
+                except BaseException as mistake:
+                    # Nobody else answers this call: without an answer it is waited for for ever.
+                    if not task.future.done():
+                        self._fail(task, mistake)
+                finally:
+                    self._call = None
         self._dismiss()
 
     def _run(self, task: _Task) -> None:
@@ -222,7 +245,7 @@ class _Seat:
             else:
                 task.future.set_exception(value)
 
-    def _fail(self, task: _Task, error: Exception) -> None:
+    def _fail(self, task: _Task, error: BaseException) -> None:
         task.future.set_exception(CancelledError() if self._closed else error)
 
     def _ready_worker(self) -> _Worker:
@@ -280,13 +303,17 @@ class _Worker:
             return True
 
     def end(self) -> int:
+        """Its exit code; as if killed where it cannot be ended at all."""
         self.channel.close()
         try:
             # One that died is given the moment to be dead: its own exit code says how it died.
             return self.process.wait(0.2 if self.process.poll() is None else 0)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            return self.process.wait()
+        try:
+            return self.process.wait(KILLED_S)
+        except subprocess.TimeoutExpired:
+            return -signal.SIGKILL
 
 
 def _how_it_ended(code: int) -> str:

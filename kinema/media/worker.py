@@ -19,6 +19,7 @@ from typing import Any
 from kinema.config.errors import KinemaError
 from kinema.media.channel import Channel
 from kinema.media.errors import MediaError
+from kinema.media.traced import allow_tracer
 
 TRIM_EVERY = 100
 """Calls after which freed memory goes back to the system."""
@@ -32,6 +33,7 @@ def main(descriptor: int, parent: int) -> None:
         parent: process id of the pool; the worker ends with it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the pool ends its workers
+    allow_tracer()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     channel = Channel(socket.socket(fileno=descriptor))
     # The imports that most calls need, before the time of the first call starts to run.

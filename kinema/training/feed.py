@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -57,6 +57,8 @@ class Feed:
             degree=bucket_degree(recipe),
         )
         self._loader: Loader | None = None
+        self.on_clip: Callable[[], None] | None = None
+        """Called for every clip that was waited for."""
 
     def epoch(self, number: int, start: int) -> tuple[int, Iterator[Batch]]:
         """Number of steps of an epoch, and this rank's micro-batches from step `start` on."""
@@ -67,8 +69,17 @@ class Feed:
                 self.order,
                 rank=self._world.rank,
                 known=self._known,
+                on_clip=self._clip_came,
             )
         return self.order.epoch(number).num_steps, self._loader.epoch(number, start)
+
+    def _clip_came(self) -> None:
+        if self.on_clip is not None:
+            self.on_clip()
+
+    def decoding(self) -> list[tuple[int, str, float]]:
+        """What is being decoded: (process id of the worker, file, seconds so far)."""
+        return [] if self._loader is None else self._loader.decoding()
 
     def first_videos(self) -> Iterator[Tensor]:
         """A few videos `[B, 3, T, H, W]` on the device, the same at each call and on any number

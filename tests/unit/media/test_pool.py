@@ -263,3 +263,45 @@ def test_a_forgotten_pool_does_not_keep_the_program_alive() -> None:
     pid = int(process.stdout.readline())
     assert process.wait(timeout=20) == 0
     wait_until_gone([pid])
+
+
+def test_a_call_is_seen_while_it_runs(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    with DecodePool(1, 60.0) as pool:
+        pool.submit(calls.say_and_wait, started)
+        while not started.exists():
+            time.sleep(0.01)
+        ((pid, file, seconds),) = pool.at_work()
+        assert pid == pool.worker_pids()[0]
+        assert file == str(started)
+        assert seconds > 0
+    assert pool.at_work() == []
+
+
+def test_a_worker_that_cannot_be_killed_is_left_and_the_next_call_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that hangs in the kernel: the signal has no effect until the disk answers."""
+    monkeypatch.setattr("kinema.media.pool.KILLED_S", 0.2)
+    kill = subprocess.Popen.kill
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda self: None)
+    started = tmp_path / "started"
+    with DecodePool(1, 0.5) as pool:
+        with pytest.raises(MediaError, match=r"0\.5 s"):
+            pool.submit(calls.say_and_wait, started).result(60)
+        hung = int(started.read_text())
+        assert psutil.pid_exists(hung)
+        assert pool.submit(calls.pid, HERE).result(60) != hung
+        monkeypatch.setattr(subprocess.Popen, "kill", kill)
+    os.kill(hung, signal.SIGKILL)
+
+
+def test_a_mistake_in_the_pools_own_thread_answers_the_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with DecodePool(1, 60.0) as pool:
+        monkeypatch.setattr("kinema.media.pool._Worker.grew_beyond", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pool.submit(calls.pid, HERE).result(60)
+        monkeypatch.undo()
+        assert pool.submit(calls.pid, HERE).result(60) > 0

@@ -18,6 +18,12 @@ def sleep(path: Path, seconds: float) -> str:
     return path.name
 
 
+def say_and_wait(path: Path) -> None:
+    """Write the worker's process id to the file, and never come back."""
+    path.write_text(str(os.getpid()))
+    time.sleep(10**6)
+
+
 def spin(path: Path) -> None:
     while True:
         pass

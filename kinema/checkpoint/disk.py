@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ class FileRecord:
     size: int
     """Bytes."""
     sha256: str
+    rank: int = 0
+    """Of the process that wrote it."""
 
 
 @contextmanager
@@ -68,8 +71,12 @@ def read_record(path: Path) -> FileRecord:
 
 
 @contextmanager
-def full_disk_explained(where: Path) -> Iterator[None]:
-    """Turn any way in which "no space left" comes up into one CheckpointError."""
+def full_disk_explained(where: Path, *, needs: int | None = None) -> Iterator[None]:
+    """Turn any way in which "no space left" comes up into one CheckpointError.
+
+    Args:
+        needs: bytes that are written in all, for the message.
+    """
     try:
         yield
     except CheckpointError:
@@ -77,12 +84,27 @@ def full_disk_explained(where: Path) -> Iterator[None]:
     except Exception as error:
         if not is_full_disk(error):
             raise
+        room = f"{gigabytes(free_bytes(where))} free"
+        if needs is not None:
+            room = f"needs {gigabytes(needs)}, {room}"
         raise CheckpointError(
-            "could not be written: the disk is full, or a limit on file size or quota was hit; "
-            "what was saved before is untouched",
+            f"could not be written: the disk is full ({room}), or a limit on file size or quota "
+            "was hit; what was saved before is untouched",
             where=str(where),
             hint="free space there, or set keep_checkpoints, then start again with --load",
         ) from error
+
+
+def free_bytes(path: Path) -> int:
+    """What can still be written where `path` is or will be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def gigabytes(count: int) -> str:
+    """A size as people read it: `12.3 GB`, and `4.1 MB` below a tenth of one."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def is_full_disk(error: BaseException | None) -> bool:

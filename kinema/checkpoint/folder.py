@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from kinema.checkpoint.disk import FileRecord, read_record
 from kinema.checkpoint.errors import CheckpointError
 from kinema.checkpoint.optimizer import read_optimizer
+from kinema.checkpoint.shards import fill_tensors
+from kinema.checkpoint.source import TensorSource
 from kinema.checkpoint.weights import Initial, LoadReport, load_weights
 
 Section = Literal["model", "ema", "optimizer"]
@@ -100,24 +102,35 @@ class Checkpoint:
         lines = "".join(f"{name} {files[name].sha256}\n" for name in sorted(files))
         return hashlib.sha256(lines.encode()).hexdigest()
 
-    def verify(self, *, sections: Sequence[Section] | None = None, hashes: bool = False) -> None:
+    def verify(
+        self,
+        *,
+        sections: Sequence[Section] | None = None,
+        hashes: bool = False,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         """Check that sections are there with their sizes, and if asked with their hashes.
 
         Args:
             sections: None: all that were saved.
             hashes: read every file again; tells a file of the right size with wrong content.
+            share: of so many ranks this one, which reads its share of the files: together they
+                read each once.
 
         Raises:
-            CheckpointError: names the first files that differ, and how.
+            CheckpointError: names the first files that differ, how, and who wrote them.
         """
+        rank, ranks = share
         for section in sections or ():
             self._require(section)
         chosen = list(self.files) if sections is None else [DESCRIPTION, *sections]
+        files = [(section, *file) for section in chosen for file in self.files[section].items()]
+        files.sort(key=lambda file: -file[2].size)  # each rank gets large ones and small ones
+        reads = {name for _, name, _ in files[rank::ranks]} if hashes else set()
         problems = [
             f"{section} section: {problem}"
-            for section in chosen
-            for name, record in self.files[section].items()
-            if (problem := self._problem(name, record, hashes))
+            for section, name, record in sorted(files, key=lambda f: chosen.index(f[0]))
+            if (problem := self._problem(name, record, name in reads))
         ]
         if problems:
             generates = all(p.startswith("optimizer") for p in problems)
@@ -153,8 +166,20 @@ class Checkpoint:
             initial=initial,
         )
 
+    def load_tensors(self, section: Literal["model", "ema"], into: Mapping[str, Tensor]) -> None:
+        """Fill the tensors of `into` in place, sharded or not; names and shapes must be those
+        saved.
+
+        Raises:
+            WeightsError: they are another model's; nothing is touched.
+        """
+        self._require(section)
+        with TensorSource(self.path, section) as tensors:
+            fill_tensors(into, tensors, whose=f"this {section} section")
+
     def load_optimizer(self, into: Mapping[str, Tensor]) -> None:
-        """Fill the tensors of `into` in place; names and shapes must be those saved."""
+        """Fill the tensors of `into` in place, sharded or not, whatever the layout was that they
+        were saved in; names and shapes must be those saved."""
         self._require("optimizer")
         read_optimizer(self.path / "optimizer", into)
 
@@ -206,16 +231,17 @@ class Checkpoint:
             )
 
     def _problem(self, name: str, record: FileRecord, hashes: bool) -> str | None:
+        by = f" (written by rank {record.rank})"
         try:
             size = (self.path / name).stat().st_size
             if size != record.size:
-                return f"{name} has {size} of {record.size} bytes"
-            if hashes and read_record(self.path / name) != record:
-                return f"{name} has other content than was written"
+                return f"{name} has {size} of {record.size} bytes{by}"
+            if hashes and read_record(self.path / name).sha256 != record.sha256:
+                return f"{name} has other content than was written{by}"
         except FileNotFoundError:
-            return f"{name} is missing"
+            return f"{name} is missing{by}"
         except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+            return f"{name} cannot be read ({error.strerror}){by}"
         return None
 
 

@@ -1,42 +1,183 @@
 """The optimizer section: a folder of PyTorch's distributed checkpoint, tensors only.
 
-One process writes and reads it here without a process group; the format already lets many ranks
-write their own parts and another number of ranks read them.
+Every rank writes the shards it holds; of what several hold alike, one of them. Who that is follows
+from the layout, so that no rank has to ask another. Any number of ranks reads it in any layout.
 """
 
 from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import (
+    DefaultSavePlanner,
+    FileSystemReader,
+    FileSystemWriter,
+    SavePlan,
+)
 from torch.distributed.checkpoint import metadata as metadata_classes
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor
 
 from kinema.checkpoint.errors import CheckpointError
 
+CONTENTS = ".metadata"
+"""The table of contents."""
 
-def write_optimizer(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a flat dict of tensors into a new folder, flushed to disk."""
-    not_tensors = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
-    assert not not_tensors, f"numbers belong into state.json: {not_tensors[:3]}"
-    writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
-    failure: BaseException | None = None
-    try:
-        with _single_process():
-            dcp.save(dict(tensors), storage_writer=writer, no_dist=True)
-    except CheckpointException as error:
-        failure, _ = next(iter(error.failures.values()))
-    if failure is not None:
-        raise failure  # out here: inside the handler it would forget what it came from
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a tensor as one rank wrote it."""
+
+    tensor: str
+    dtype: str
+    """float32."""
+    size: list[int]
+    """Of the whole tensor."""
+    offsets: list[int]
+    """Where in it the piece begins."""
+    lengths: list[int]
+    file: str
+    begin: int
+    """Byte in the file."""
+    bytes: int
+
+
+class OptimizerShare:
+    """What one rank writes of a flat dict of tensors, planned once for all saves.
+
+    Args:
+        tensors: plain ones, the same on every rank, and DTensors.
+        rank: of `ranks` that save together.
+
+    Attributes:
+        tensors: the local pieces that this rank writes, by name: the live ones.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], rank: int, ranks: int) -> None:
+        not_tensors = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
+        assert not not_tensors, f"numbers belong into state.json: {not_tensors[:3]}"
+        mine = _written_by(tensors, rank, ranks)
+        planner = DefaultSavePlanner()
+        planner.set_up_planner(mine, is_coordinator=True)
+        plan = planner.create_local_plan()
+        # A rank may hold no row of a small tensor.
+        self._items = [
+            i for i in plan.items if i.tensor_data and 0 not in i.tensor_data.chunk.sizes
+        ]
+        written = {item.index.fqn for item in self._items}
+        self._rank = rank
+        self.tensors = {
+            name: (value.to_local() if isinstance(value, DTensor) else value).detach()
+            for name, value in mine.items()
+            if name in written
+        }
+
+    def write(self, folder: Path, values: Mapping[str, Tensor]) -> list[Chunk]:
+        """Write one file into a new or existing folder, flushed to disk; nothing where nothing is
+        to be written.
+
+        Args:
+            values: of `tensors`, on the CPU or on their device.
+        """
+        if not self._items:
+            return []
+        writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
+        plan = writer.prepare_local_plan(SavePlan(self._items))
+        # Called as the coordinator would, which names the files by rank.
+        plan = writer.prepare_global_plan([SavePlan([])] * self._rank + [plan])[self._rank]
+        results = writer.write_data(plan, _Values(values)).wait()
+        of = {item.index: item.tensor_data for item in self._items}
+        return [_chunk(result, of[result.index]) for result in results]
+
+
+def write_contents(folder: Path, chunks: Sequence[Chunk]) -> None:
+    """Write the table of contents over what all ranks wrote, flushed to disk."""
+    tensors: dict[str, Any] = {}
+    results = []
+    for chunk in chunks:
+        offsets, lengths = torch.Size(chunk.offsets), torch.Size(chunk.lengths)
+        properties = TensorProperties(dtype=getattr(torch, chunk.dtype))
+        whole = TensorStorageMetadata(properties, torch.Size(chunk.size), [])
+        tensors.setdefault(chunk.tensor, whole).chunks.append(
+            ChunkStorageMetadata(offsets=offsets, sizes=lengths)
+        )
+        place = _StorageInfo(chunk.file, chunk.begin, chunk.bytes)
+        results.append(WriteResult(MetadataIndex(chunk.tensor, offsets), chunk.bytes, place))
+    FileSystemWriter(folder, sync_files=True).finish(Metadata(tensors), [results])
+
+
+def _written_by(tensors: Mapping[str, Tensor], rank: int, ranks: int) -> dict[str, Tensor]:
+    """Of every piece that several ranks hold, one writes it: in turn, or the one with least."""
+    mine: dict[str, Tensor] = {}
+    loads = [0] * ranks
+    for number, (name, value) in enumerate(tensors.items()):
+        if isinstance(value, DTensor):
+            copy, copies = _copy_of(value)
+            if copy == number % copies:
+                mine[name] = value
+            continue
+        least = min(range(ranks), key=loads.__getitem__)
+        loads[least] += value.nbytes
+        if least == rank:
+            mine[name] = value
+    return mine
+
+
+def _copy_of(tensor: DTensor) -> tuple[int, int]:
+    """Which of how many copies of its piece this rank holds."""
+    mesh = tensor.device_mesh
+    coordinate = mesh.get_coordinate()
+    assert coordinate is not None, "a rank that holds nothing of a tensor does not save it"
+    copy, copies = 0, 1
+    for axis, placement in enumerate(tensor.placements):
+        if placement.is_replicate():
+            copy = copy * mesh.size(axis) + coordinate[axis]
+            copies *= mesh.size(axis)
+    return copy, copies
+
+
+def _chunk(result: WriteResult, written: Any) -> Chunk:
+    place = result.storage_data
+    return Chunk(
+        tensor=result.index.fqn,
+        dtype=str(written.properties.dtype).removeprefix("torch."),
+        size=list(written.size),
+        offsets=list(written.chunk.offsets),
+        lengths=list(written.chunk.sizes),
+        file=place.relative_path,
+        begin=place.offset,
+        bytes=place.length,
+    )
+
+
+class _Values(DefaultSavePlanner):
+    """Hands the writer values that were put aside, where the live ones have moved on."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._values = values
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor:
+        return self._values[write_item.index.fqn]
 
 
 def read_optimizer(folder: Path, into: Mapping[str, Tensor]) -> None:
@@ -81,7 +222,7 @@ class _Reader(FileSystemReader):
     """Reads the pickled table of contents without letting it run anything."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        file = Path(self.path) / ".metadata"
+        file = Path(self.path) / CONTENTS
         try:
             with file.open("rb") as stream:
                 metadata = _MetadataUnpickler(stream).load()

@@ -3,52 +3,49 @@
     outputs/NNN-MODEL/epochE-global_stepS/
         model.safetensors  ema.safetensors  optimizer/  components.json  recipe.yaml  state.json
 
-A checkpoint is written into a hidden folder of its run, flushed, and renamed.
+Large weights are several files: `model-00001-of-00005.safetensors` and so on, with an index. A
+checkpoint is written into a hidden folder of its run, flushed, and renamed.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import platform
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from kinema.checkpoint.disk import FileRecord, fsync, full_disk_explained, read_record, write_text
+from kinema.checkpoint.disk import fsync, full_disk_explained
 from kinema.checkpoint.errors import CheckpointError
-from kinema.checkpoint.folder import (
-    DESCRIPTION,
-    FORMAT,
-    STATE_FILE,
-    Checkpoint,
-    Section,
-    checkpoint_folders,
-    is_ours,
+from kinema.checkpoint.folder import Checkpoint, Section, checkpoint_folders, is_ours
+from kinema.checkpoint.optimizer import OptimizerShare
+from kinema.checkpoint.parts import (
+    DELETING,
+    REPLACED,
+    SAVING,
+    Content,
+    SavePlan,
+    complete,
+    write_part,
 )
-from kinema.checkpoint.optimizer import write_optimizer
-from kinema.checkpoint.weights import write_weights
+from kinema.checkpoint.shares import share_out
 
 __all__ = [
     "Checkpoint",
     "Section",
+    "begin",
     "clean_leftovers",
     "latest",
     "new_run_folder",
+    "plan_save",
     "prune",
     "resolve_weights",
     "save_checkpoint",
 ]
-
-SAVING, REPLACED, DELETING = ".saving-", ".replaced-", ".deleting-"
-"""Beginnings of the hidden folders in a run that a kill may leave behind."""
 
 
 def new_run_folder(outputs: str | Path, model_name: str) -> Path:
@@ -92,45 +89,67 @@ def save_checkpoint(
     components: Mapping[str, Any],
     recipe: str | None = None,
 ) -> Checkpoint:
-    """Write `run/epochE-global_stepS` completely or not at all. Call on one rank.
+    """Write `run/epochE-global_stepS` completely or not at all, from one process.
 
-    A checkpoint of the same name is replaced once the new one is whole.
+    A checkpoint of the same name is replaced once the new one is whole. Many ranks do the same
+    with `begin`, `write_part` and `complete`.
 
     Args:
         model, ema: state dicts, written as safetensors.
         optimizer: flat dict of tensors (numbers belong into `state`).
-        state: JSON values; comes back as `Checkpoint.state`.
-        components: JSON values; goes to `components.json`.
-        recipe: YAML text of the resolved recipe, goes to `recipe.yaml`.
+        state, components, recipe: see `Content`.
 
     Raises:
         CheckpointError: the disk is full; what was there before is untouched.
     """
-    run = Path(run)
-    final = run / f"epoch{epoch}-global_step{step}"
-    folder = run / f"{SAVING}{final.name}"
-    with full_disk_explained(final):
-        clean_leftovers(run)
+    weights = {"model": model} | ({} if ema is None else {"ema": ema})
+    plan = plan_save(Path(run), epoch, step, weights, optimizer, ranks=1)
+    share = None if optimizer is None else OptimizerShare(optimizer, 0, 1)
+    begin(plan)
+    try:
+        write_part(plan, 0, weights, share, share.tensors if share else {})
+        return complete(plan, Content(state, components, recipe))
+    except BaseException:
+        shutil.rmtree(plan.folder, ignore_errors=True)
+        raise
+
+
+def plan_save(
+    run: Path,
+    epoch: int,
+    step: int,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    optimizer: Mapping[str, Tensor] | None,
+    *,
+    ranks: int,
+) -> SavePlan:
+    """What is to be saved and by whom: the same on every rank.
+
+    Args:
+        weights: state dicts by section, sharded or not.
+        optimizer: flat dict of tensors.
+        ranks: that save together.
+    """
+    tensors = [t for of in (*weights.values(), optimizer or {}) for t in of.values()]
+    needs = sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors)
+    files = share_out(weights, ranks)
+    return SavePlan(run, epoch, step, files, ranks, needs, optimizer is not None)
+
+
+def begin(plan: SavePlan) -> None:
+    """Make the folder that a save is written into. For rank 0, before any rank writes.
+
+    Raises:
+        CheckpointError: the folder cannot be made.
+    """
+    with full_disk_explained(plan.final, needs=plan.needs):
         try:
-            folder.mkdir(parents=True)
-            sections = _write_sections(folder, model, ema, optimizer, components, recipe)
-            content = {
-                "format": FORMAT,
-                "epoch": epoch,
-                "step": step,
-                "versions": _versions(),
-                "sections": {
-                    section: {name: vars(record) for name, record in files.items()}
-                    for section, files in sections.items()
-                },
-                "state": dict(state),
-            }
-            write_text(folder / STATE_FILE, json.dumps(content, indent=1))
-            _put_in_place(folder, final)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-    return Checkpoint.open(final)
+            clean_leftovers(plan.run)
+            plan.folder.mkdir(parents=True)
+        except PermissionError as error:
+            raise CheckpointError(
+                f"could not be written: {error.strerror}", where=str(error.filename)
+            ) from error
 
 
 def clean_leftovers(run: str | Path) -> list[str]:
@@ -193,56 +212,6 @@ def resolve_weights(path: str | Path, section: Section = "model") -> Path:
     return path
 
 
-def _write_sections(
-    folder: Path,
-    model: Mapping[str, Tensor],
-    ema: Mapping[str, Tensor] | None,
-    optimizer: Mapping[str, Tensor] | None,
-    components: Mapping[str, Any],
-    recipe: str | None,
-) -> dict[str, dict[str, FileRecord]]:
-    weights = {"model": model} | ({} if ema is None else {"ema": ema})
-    sections = {}
-    # Side by side, because hashing a section takes longer than a good disk takes to write it.
-    with ThreadPoolExecutor(len(weights)) as pool:
-        jobs = {
-            section: pool.submit(write_weights, folder / f"{section}.safetensors", tensors)
-            for section, tensors in weights.items()
-        }
-        if optimizer is not None:
-            sections["optimizer"] = _write_optimizer(folder, optimizer)
-        sections |= {section: job.result() for section, job in jobs.items()}
-    description = {"components.json": json.dumps(dict(components), indent=1)}
-    if recipe is not None:
-        description["recipe.yaml"] = recipe
-    sections[DESCRIPTION] = {
-        name: write_text(folder / name, text) for name, text in description.items()
-    }
-    return sections
-
-
-def _write_optimizer(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, FileRecord]:
-    write_optimizer(folder / "optimizer", tensors)
-    files = sorted(p for p in (folder / "optimizer").rglob("*") if p.is_file())
-    for path in (*files, folder / "optimizer"):
-        fsync(path)
-    return {str(path.relative_to(folder)): read_record(path) for path in files}
-
-
-def _put_in_place(folder: Path, final: Path) -> None:
-    replaced = final.with_name(f"{REPLACED}{final.name}")
-    if final.exists():
-        os.rename(final, replaced)
-    try:
-        os.rename(folder, final)
-    except BaseException:
-        if replaced.exists():
-            os.rename(replaced, final)
-        raise
-    fsync(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
 def _is_whole(folder: Path) -> bool:
     try:
         Checkpoint.open(folder)
@@ -253,11 +222,3 @@ def _is_whole(folder: Path) -> bool:
 
 def _run_numbers(outputs: Path) -> set[int]:
     return {int(m[1]) for p in outputs.iterdir() if (m := re.match(r"(\d{3,})-", p.name))}
-
-
-def _versions() -> dict[str, str]:
-    try:
-        kinema = metadata.version("kinema")
-    except metadata.PackageNotFoundError:
-        kinema = "not installed"
-    return {"kinema": kinema, "torch": torch.__version__, "python": platform.python_version()}

@@ -77,8 +77,18 @@ class SafetensorsFile:
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own, on the CPU."""
         entry = self._entries[name]
-        tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
-        begin, end = entry["data_offsets"]
+        return self._read(name, entry["shape"], entry["data_offsets"][0])
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` (along the first axis) of one tensor; nothing else is read."""
+        entry = self._entries[name]
+        rows, *rest = entry["shape"]
+        assert 0 <= start <= stop <= rows
+        row = math.prod(rest) * DTYPES[entry["dtype"]].itemsize
+        return self._read(name, [stop - start, *rest], entry["data_offsets"][0] + start * row)
+
+    def _read(self, name: str, shape: list[int], begin: int) -> Tensor:
+        tensor = torch.empty(shape, dtype=DTYPES[self._entries[name]["dtype"]])
         self._file.seek(self._start + begin)
         view = memoryview(_bytes(tensor))
         while len(view):
@@ -86,7 +96,6 @@ class SafetensorsFile:
             if not count:
                 raise self._error("was cut off while it was read")
             view = view[count:]
-        assert end - begin == tensor.nbytes
         return tensor
 
     def _read_header(self) -> dict[str, dict[str, Any]]:

@@ -40,6 +40,8 @@ class TensorFile(Protocol):
 
     def read(self, name: str) -> Tensor: ...
 
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor: ...
+
 
 class TorchFile:
     """A file of `torch.save` with nothing but tensors in it; never runs what it contains.
@@ -62,6 +64,9 @@ class TorchFile:
 
     def read(self, name: str) -> Tensor:
         return self._tensors[name].clone()  # out of the memory map, which ends with this object
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        return self._tensors[name][start:stop].clone()
 
 
 def open_tensors(path: Path) -> AbstractContextManager[TensorFile]:
@@ -106,6 +111,10 @@ class TensorSource:
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own, on the CPU."""
         return self._of[name].read(name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` (along the first axis) of one tensor, as `read`."""
+        return self._of[name].read_rows(name, start, stop)
 
 
 def find_files(path: Path, section: str = "model") -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from kinema.checkpoint.disk import FileRecord, full_disk_explained, replacing, write_text
 from kinema.checkpoint.errors import WeightsError
@@ -17,6 +18,7 @@ from kinema.checkpoint.known import recognise
 from kinema.checkpoint.layout import Layout, Stored, detect, match
 from kinema.checkpoint.released_names import layouts
 from kinema.checkpoint.safetensors_file import write_safetensors
+from kinema.checkpoint.shards import copy_piece, read_into
 from kinema.checkpoint.source import TensorSource
 
 SHOWN = 5
@@ -63,7 +65,8 @@ def load_weights(
     """Fill `module` from a file or folder of weights, one tensor at a time.
 
     A module on the meta device gets its tensors as they are read (build it there: no memory, no
-    random initialisation); a module with memory is copied into. The dtype of each tensor stays the
+    random initialisation); a module with memory is copied into, and of one that is sharded over
+    ranks each reads its own rows. The dtype of each tensor stays the
     module's. Everything is checked before the first tensor is touched.
 
     Args:
@@ -170,7 +173,11 @@ def fill(
     for name in values:
         slots[name].fill(values[name], device)
     for name in (n for n in report.loaded if n not in left):
-        slots[name].fill(layout.stored[name].read(tensors.read, slots[name].shape), device)
+        slot, stored = slots[name], layout.stored[name]
+        if slot.tensor.is_meta:
+            slot.fill(stored.read(tensors.read, slot.shape), device)
+        else:
+            read_into(slot.tensor, tensors, stored)
     return report
 
 
@@ -297,6 +304,10 @@ class _Slot:
     @torch.no_grad()
     def fill(self, value: Tensor, device: torch.device | str | None) -> None:
         old = self.tensor
+        if isinstance(old, DTensor):
+            assert not old.is_meta, "a sharded model has memory before it is filled"
+            copy_piece(old, value)
+            return
         if not old.is_meta:
             old.copy_(value)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import re
 import resource
 import sys
 import time
@@ -53,8 +54,11 @@ def test_a_full_disk_is_one_clear_error(part: str, tmp_path: Path) -> None:
     process = start(_save_too_large, run, part, 200_000, said)
     process.join()
     assert process.exitcode == 3
-    assert said.read_text().startswith(f"{run / 'epoch0-global_step2'}: could not be written: ")
-    assert "the disk is full" in said.read_text()
+    named = {"model": "/model.safetensors", "ema": "/ema.safetensors", "optimizer": "/optimizer"}
+    where = f"{run / 'epoch0-global_step2'}{named.get(part, '')}"
+    assert said.read_text().startswith(f"{where}: could not be written: the disk is full (needs ")
+    assert re.search(r"needs 1\.6 MB|recipe", said.read_text() + part)
+    assert re.search(r" MB, [\d.]+ [GM]B free\)", said.read_text())
     assert os.listdir(run) == ["epoch0-global_step1"]
     Checkpoint.open(run).verify(hashes=True)
 

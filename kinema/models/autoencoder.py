@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from kinema.config.errors import KinemaError
 from kinema.models.config import Tiling, VAEConfig
+
+
+class VideoPart(NamedTuple):
+    """Some clips' frames that can be encoded without the others."""
+
+    clips: slice
+    frames: slice
+    """From where a chunk begins to where one ends, see `Autoencoder.chunks`."""
+    latent_frames: slice
+    """What they become."""
 
 
 class Autoencoder(nn.Module, ABC):
@@ -19,16 +30,45 @@ class Autoencoder(nn.Module, ABC):
     """Set it when memory is short; it does not change what comes out."""
 
     @abstractmethod
-    def encode(self, video: Tensor, *, noise: torch.Generator | None = None) -> Tensor:
+    def chunks(self, num_frames: int) -> Iterator[tuple[slice, slice]]:
+        """The shortest runs of frames that know nothing of the others, and their latent frames."""
+
+    @abstractmethod
+    def encode_parts(
+        self, video: Tensor, parts: Sequence[VideoPart], *, noise: Any = None
+    ) -> list[Tensor]:
+        """What `encode` gives of some parts alone, as if the whole had been encoded.
+
+        Args:
+            video: `[B, 3, T, H, W]` in [-1, 1], all of it.
+            noise: as for `encode`, of the whole.
+
+        Returns:
+            float32 `[clips, C, latent frames, h, w]` for each part.
+
+        Raises:
+            KinemaError: the frames are smaller than one latent position.
+        """
+
+    def encode(self, video: Tensor, *, noise: Any = None) -> Tensor:
         """Normalised latents.
 
         Args:
-            video: `[B, 3, T, H, W]` in [-1, 1].
-            noise: draws from the posterior; None takes its mean.
+            video: `[B, 3, T, H, W]` in [-1, 1], any floating-point dtype.
+            noise: draws from the posterior: a generator (on the generator's device, in float32),
+                or noise as the class takes it. None takes the posterior's mean.
 
         Returns:
-            `[B, C, t, h, w]`.
+            float32 `[B, C, t, h, w]`.
+
+        Raises:
+            KinemaError: the frames are smaller than one latent position.
         """
+        count, frames = len(video), video.shape[2]
+        latent_frames = self.config.latent_size(frames, *video.shape[3:5])[0]
+        whole = VideoPart(slice(0, count), slice(0, frames), slice(0, latent_frames))
+        (latents,) = self.encode_parts(video, [whole], noise=noise)
+        return latents
 
     @abstractmethod
     def decode(self, z: Tensor, num_frames: int) -> Tensor:

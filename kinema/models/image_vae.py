@@ -5,10 +5,12 @@ What Open-Sora 1.0 and 1.1 (`VideoAutoencoderKL`), DiT, Latte and PixArt use.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
-from kinema.models.autoencoder import Autoencoder, check_video
+from kinema.models.autoencoder import Autoencoder, VideoPart, check_video
 from kinema.models.config import ImageVAEConfig
 from kinema.models.vae_2d import AutoencoderKL
 from kinema.models.vae_posterior import DiagonalGaussian
@@ -29,28 +31,37 @@ class ImageVAE(Autoencoder, AutoencoderKL):
         AutoencoderKL.__init__(self, config.vae_2d)
         self.config = config
 
-    def encode(self, video: Tensor, *, noise: Tensor | torch.Generator | None = None) -> Tensor:
-        """Latents of a video times `scaling_factor`.
+    def chunks(self, num_frames: int) -> Iterator[tuple[slice, slice]]:
+        """See `Autoencoder.chunks`: every frame."""
+        for frame in range(num_frames):
+            yield slice(frame, frame + 1), slice(frame, frame + 1)
+
+    def encode_parts(
+        self,
+        video: Tensor,
+        parts: Sequence[VideoPart],
+        *,
+        noise: Tensor | torch.Generator | None = None,
+    ) -> list[Tensor]:
+        """See `Autoencoder.encode_parts`; latents times `scaling_factor`.
 
         Args:
-            video: `[B, 3, T, H, W]` in [-1, 1], any floating-point dtype.
-            noise: standard normal, `[B, C, T, h, w]`, or the generator that draws it (on the
-                generator's device, in float32). None: no noise, the posterior's mean.
-
-        Returns:
-            float32 `[B, C, *config.latent_size(T, H, W)]`.
-
-        Raises:
-            KinemaError: the frames are smaller than one latent position.
+            noise: standard normal, `[B, C, T, h, w]`, or the generator that draws it.
         """
         check_video(video, self.config)
         if isinstance(noise, torch.Generator):
             size = self.config.latent_size(*video.shape[2:])
             shape = (video.shape[0], self.config.latent_channels, *size)
             noise = torch.randn(shape, generator=noise, device=noise.device).to(video.device)
-        moments = self.encode_video(video, self.config.micro_batch_size, self.tiling)
-        posterior = DiagonalGaussian.from_moments(moments)
-        return posterior.sample(noise) * self.config.scaling_factor
+        found = []
+        for clips, frames, _ in parts:
+            pixels = video[clips, :, frames]
+            moments = self.encode_video(pixels, self.config.micro_batch_size, self.tiling)
+            drawn = DiagonalGaussian.from_moments(moments).sample(
+                None if noise is None else noise[clips, :, frames]
+            )
+            found.append(drawn * self.config.scaling_factor)
+        return found
 
     def decode(self, z: Tensor, num_frames: int) -> Tensor:
         """The video of latents, about in [-1, 1].

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema.config.errors import KinemaError
-from kinema.models.autoencoder import Autoencoder, check_video
+from kinema.models.autoencoder import Autoencoder, VideoPart, check_video
 from kinema.models.config import Tiling, VAE2DConfig, VideoVAEConfig
 from kinema.models.vae_2d import AutoencoderKL
 from kinema.models.vae_posterior import DiagonalGaussian
@@ -101,28 +101,36 @@ class VideoVAE(Autoencoder):
         self.register_buffer("scale", torch.tensor(config.scale).view(1, -1, 1, 1, 1))
         self.register_buffer("shift", torch.tensor(config.shift).view(1, -1, 1, 1, 1))
 
-    def encode(self, video: Tensor, *, noise: Noise | torch.Generator | None = None) -> Tensor:
-        """Latents of a video, normalised to about zero mean and unit variance.
+    def chunks(self, num_frames: int) -> Iterator[tuple[slice, slice]]:
+        """See `Autoencoder.chunks`."""
+        size = self.config.micro_frame_size or num_frames
+        latent_start = 0
+        for start in range(0, num_frames, size):
+            stop = min(start + size, num_frames)
+            latent_stop = latent_start + math.ceil((stop - start) / self.config.time_stride)
+            yield slice(start, stop), slice(latent_start, latent_stop)
+            latent_start = latent_stop
 
-        Args:
-            video: `[B, 3, T, H, W]` in [-1, 1], any floating-point dtype.
-            noise: of the posteriors, or the generator that draws it (on the generator's device, in
-                float32). None: no noise, the posteriors' means.
-
-        Returns:
-            float32 `[B, C, *config.latent_size(T, H, W)]`.
-
-        Raises:
-            KinemaError: the frames are smaller than one latent position.
-        """
+    def encode_parts(
+        self,
+        video: Tensor,
+        parts: Sequence[VideoPart],
+        *,
+        noise: Noise | torch.Generator | None = None,
+    ) -> list[Tensor]:
+        """See `Autoencoder.encode_parts`."""
         spatial_noise, temporal_noise = self._noise(video, noise)
-        latents = []
-        for frames, latent_frames in self._chunks(video.shape[2]):
-            noise_2d = _cut(spatial_noise, frames)
-            x = self.spatial_vae.encode(video[:, :, frames], noise_2d, self.tiling)
-            posterior = self._temporal_posterior(x)
-            latents.append(posterior.sample(_cut(temporal_noise, latent_frames)))
-        return (torch.cat(latents, dim=2) - self.shift) / self.scale
+        found = []
+        for clips, wanted, _ in parts:
+            latents = []
+            for frames, latent_frames in self.chunks(video.shape[2]):
+                if wanted.start <= frames.start < wanted.stop:
+                    noise_2d = _cut(spatial_noise, frames, clips)
+                    x = self.spatial_vae.encode(video[clips, :, frames], noise_2d, self.tiling)
+                    posterior = self._temporal_posterior(x)
+                    latents.append(posterior.sample(_cut(temporal_noise, latent_frames, clips)))
+            found.append((torch.cat(latents, dim=2) - self.shift) / self.scale)
+        return found
 
     def decode(self, z: Tensor, num_frames: int) -> Tensor:
         """The video of normalised latents, about in [-1, 1].
@@ -136,7 +144,7 @@ class VideoVAE(Autoencoder):
         """
         parts = self._decode_chunks(z.float() * self.scale + self.shift, num_frames)
         video: Tensor | None = None
-        for (frames, _), (part, _) in zip(self._chunks(num_frames), parts, strict=True):
+        for (frames, _), (part, _) in zip(self.chunks(num_frames), parts, strict=True):
             if video is None:  # one buffer for all: a list of parts would hold everything twice
                 shape = list(part.shape)
                 shape[2] = num_frames
@@ -152,7 +160,7 @@ class VideoVAE(Autoencoder):
         """
         spatial_noise, temporal_noise = self._noise(video, noise)
         spatial_posteriors, posteriors, latents_2d, latents = [], [], [], []
-        for frames, latent_frames in self._chunks(video.shape[2]):
+        for frames, latent_frames in self.chunks(video.shape[2]):
             spatial_posteriors.append(self.spatial_vae.posterior(video[:, :, frames], self.tiling))
             x = spatial_posteriors[-1].sample(_cut(spatial_noise, frames))
             latents_2d.append(x * self.spatial_vae.scaling)
@@ -218,7 +226,7 @@ class VideoVAE(Autoencoder):
 
     def _decode_chunks(self, z: Tensor, num_frames: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Frames and 2D latents of each chunk, from latents before shift and scale."""
-        chunks = list(self._chunks(num_frames))
+        chunks = list(self.chunks(num_frames))
         expected = chunks[-1][1].stop
         assert z.shape[2] == expected, (
             f"{num_frames} frames have {expected} latent frames, not {z.shape[2]}"
@@ -232,16 +240,6 @@ class VideoVAE(Autoencoder):
         tiling = self.tiling
         size, rows = (1, tiling.rows) if tiling else (None, None)
         return in_parts(network, x.to(_dtype(self)), size=size, rows=rows)
-
-    def _chunks(self, num_frames: int) -> Iterator[tuple[slice, slice]]:
-        """Frames of each chunk and its latent frames."""
-        size = self.config.micro_frame_size or num_frames
-        latent_start = 0
-        for start in range(0, num_frames, size):
-            stop = min(start + size, num_frames)
-            latent_stop = latent_start + math.ceil((stop - start) / self.config.time_stride)
-            yield slice(start, stop), slice(latent_start, latent_stop)
-            latent_start = latent_stop
 
     def _noise(self, video: Tensor, noise: Noise | torch.Generator | None) -> Noise:
         """Check the size and settle the noise, all at once so that chunks do not change it."""
@@ -265,8 +263,8 @@ def _dtype(module: nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
 
 
-def _cut(noise: Tensor | None, frames: slice) -> Tensor | None:
-    return None if noise is None else noise[:, :, frames]
+def _cut(noise: Tensor | None, frames: slice, clips: slice = slice(None)) -> Tensor | None:
+    return None if noise is None else noise[clips, :, frames]
 
 
 def _join(parts: list[DiagonalGaussian]) -> DiagonalGaussian:

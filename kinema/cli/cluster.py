@@ -12,7 +12,7 @@ app = typer.Typer(
     help="Set up, start, watch and stop training on many machines (OpenSSH underneath).",
 )
 
-PARTS = ()
+PARTS: tuple[str, ...] = ("cluster_launch",)
 """Modules of this folder that add commands to the group; each has `register_cluster(app)`."""
 
 

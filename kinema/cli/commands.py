@@ -6,7 +6,7 @@ import importlib
 
 import typer
 
-MODULES = ("demo", "doctor", "models", "weights", "data", "text", "train", "generate")
+MODULES = ("demo", "doctor", "models", "weights", "data", "text", "train", "generate", "cluster")
 """Modules of this folder, in the order of `kinema --help`; each has `register(app)`."""
 
 

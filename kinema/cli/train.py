@@ -94,9 +94,8 @@ def _command(task: str) -> Callable[..., None]:
             allow_new=tuple(allow_new or ()),
             allow_unexpected=tuple(allow_unexpected or ()),
         )
-        name, changes = _split(recipe, overrides or [])
-        given = {"data.path": data_path, "data.root": data_root, "outputs": outputs}
-        changes += [f"{key}={_quoted(text)}" for key, text in given.items() if text is not None]
+        name, changes = split(recipe, overrides or [])
+        changes = changes_of(changes, data_path, data_root, outputs)
         checked = read_recipe(name, changes, start)
         if checked.task.type != task:
             other = "train-vae" if task == "text-to-video" else "train"
@@ -118,11 +117,20 @@ def _command(task: str) -> Callable[..., None]:
     return command
 
 
-def _split(recipe: str | None, overrides: list[str]) -> tuple[str | None, list[str]]:
+def split(recipe: str | None, overrides: list[str]) -> tuple[str | None, list[str]]:
     """Without a recipe, the first override stands in its place."""
     if recipe is not None and (recipe.startswith("--") or "=" in recipe):
         return None, [recipe, *overrides]
     return recipe, list(overrides)
+
+
+def changes_of(
+    overrides: list[str], data_path: str | None, data_root: str | None, outputs: str | None
+) -> list[str]:
+    """Changes to the recipe: those written out, then those that have options of their own."""
+    given = {"data.path": data_path, "data.root": data_root, "outputs": outputs}
+    named = [f"{key}={_quoted(text)}" for key, text in given.items() if text is not None]
+    return [*overrides, *named]
 
 
 def _quoted(text: str) -> str:

@@ -17,14 +17,14 @@ from kinema.cluster.ssh import Problem, Result, Ssh
 
 FOLDER = Path(__file__).parent / "on_node"
 PACKAGE = "kinema.cluster.on_node"
-NODE_PYTHON = (3, 8)
+NODE_PYTHON = (3, 9)
 """The oldest Python that the modules keep to."""
 
 # Reads its payload's length from the command line, the payload from stdin, and leaves the rest of
 # stdin to the module. An alarm ends what outlives its time limit, as a lost connection would not.
 BOOTSTRAP = f"""
 import sys
-if sys.version_info < {NODE_PYTHON}: sys.exit("python3 is older than 3.8")
+if sys.version_info < {NODE_PYTHON}: sys.exit("python3 is older than 3.9")
 import importlib.abc, importlib.util, json, signal
 payload = json.loads(sys.stdin.buffer.read(int(sys.argv[1])))
 class Sent(importlib.abc.MetaPathFinder, importlib.abc.Loader):

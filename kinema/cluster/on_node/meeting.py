@@ -1,0 +1,45 @@
+"""Whether nodes can reach the first one, where all processes meet before they train.
+
+On the first node `main` listens on a port until its stdin ends; on the others it connects there.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from typing import Any
+
+
+def main(address: str | None = None, port: int = 0, wait_s: float = 5.0) -> dict[str, Any] | None:
+    """Listen (without an address), or connect.
+
+    Args:
+        port: 0: a free one.
+
+    Returns:
+        When connecting: `local` (this node's address on that way) and `remote`, or `error`.
+        When listening, one line is printed instead: `port`, or `error`.
+    """
+    if address is not None:
+        return _connect(address, port, wait_s)
+    try:
+        server = socket.create_server(("", port))
+    except OSError:
+        return None
+    threading.Thread(target=_accept, args=(server,), daemon=True).start()
+    sys.stdin.buffer.read()
+    return None
+
+
+def _connect(address: str, port: int, wait_s: float) -> dict[str, Any]:
+    try:
+        with socket.create_connection((address, port), wait_s) as line:
+            return {"local": line.getsockname()[0], "remote": line.getpeername()[0]}
+    except OSError as error:
+        return {"error": error.strerror or str(error)}
+
+
+def _accept(server: socket.socket) -> None:
+    while True:
+        server.accept()[0].close()

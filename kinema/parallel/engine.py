@@ -11,6 +11,8 @@ from torch import nn
 from kinema.parallel.config import ParallelConfig
 from kinema.parallel.gradients import GradientMean, Gradients
 from kinema.parallel.recompute import TRANSFORMER_BLOCKS
+from kinema.parallel.shard import shard, shard_mesh, units_of
+from kinema.parallel.sharded_gradients import ShardedGradients
 from kinema.parallel.world import World
 
 
@@ -52,9 +54,6 @@ class Engine:
         if not self.sharded:
             model.to(world.device)
             return
-        # A quarter of a second to import, which runs without sharding need not wait for.
-        from kinema.parallel.shard import shard, shard_mesh
-
         self._mesh = shard_mesh(world, config)
         shard(model, self._mesh, keep=self._keep, dtype=dtype, blocks=blocks)
 
@@ -62,8 +61,6 @@ class Engine:
         """What averages the gradients of `parameters`, by name: all that require gradients."""
         if not self.sharded:
             return GradientMean(parameters.values(), self._world)
-        from kinema.parallel.sharded_gradients import ShardedGradients
-
         group = self._mesh["shard"].get_group()
         return ShardedGradients(self.model, parameters, group, keep_weights=self._keep)
 
@@ -78,7 +75,5 @@ class Engine:
         with torch.autocast(kind, dtype=self._dtype if mixed else None, enabled=mixed):
             yield
         if self.sharded and not torch.is_grad_enabled():
-            from kinema.parallel.shard import units_of
-
             for unit in units_of(self.model):
                 unit.reshard()

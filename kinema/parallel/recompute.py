@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from kinema.config.errors import KinemaError
 
@@ -16,14 +21,24 @@ TRANSFORMER_BLOCKS = ("blocks.*", "spatial_blocks.*", "temporal_blocks.*")
 """Blocks of all transformers."""
 
 
-def apply_recompute(model: nn.Module, patterns: Sequence[str] = TRANSFORMER_BLOCKS) -> list[str]:
-    """Keep only the inputs of some modules for the backward pass, and run those again in it.
+def apply_recompute(
+    model: nn.Module,
+    patterns: Sequence[str] = TRANSFORMER_BLOCKS,
+    *,
+    kind: Literal["full", "selective"] = "full",
+    every: int = 1,
+) -> list[str]:
+    """Keep only little of some modules for the backward pass, and run them again in it.
 
     Names in the state dict do not change, and copies of the model recompute for themselves.
 
     Args:
         model: changed in place.
         patterns: modules by name; `*` stands for one part of a dotted name.
+        kind: "full" keeps a module's inputs; "selective" also what attention gave, and matrix
+            products and convolutions whose result is no wider than what each of its elements is
+            summed over: they cost most for the memory that they take.
+        every: of the modules of a pattern, the first and each so-manyth after it.
 
     Returns:
         The names of the modules that recompute.
@@ -31,16 +46,21 @@ def apply_recompute(model: nn.Module, patterns: Sequence[str] = TRANSFORMER_BLOC
     Raises:
         KinemaError: no module has such a name.
     """
-    chosen = modules_named(model, patterns, where="recompute")
+    found = modules_named(model, patterns, where="recompute")
+    base = _Recomputed if kind == "full" else _PartlyRecomputed
     classes: dict[type, type] = {}
-    for module in chosen.values():
-        cls = type(module)
-        if not issubclass(cls, _Recomputed):
-            # Another class rather than another `forward`, so that copies are whole.
-            if cls not in classes:
-                classes[cls] = type(f"Recomputed{cls.__name__}", (_Recomputed, cls), {})
-            module.__class__ = classes[cls]
-    return list(chosen)
+    chosen = []
+    for pattern in patterns:
+        named = [name for name in found if fits(name, pattern)]
+        for name in named[::every]:
+            module, cls = found[name], type(found[name])
+            chosen.append(name)
+            if not issubclass(cls, _Recomputed):
+                # Another class rather than another `forward`, so that copies are whole.
+                if cls not in classes:
+                    classes[cls] = type(f"Recomputed{cls.__name__}", (base, cls), {})
+                module.__class__ = classes[cls]
+    return chosen
 
 
 def modules_named(model: nn.Module, patterns: Sequence[str], *, where: str) -> dict[str, nn.Module]:
@@ -56,7 +76,7 @@ def modules_named(model: nn.Module, patterns: Sequence[str], *, where: str) -> d
     found = {
         name: module
         for name, module in model.named_modules()
-        if any(is_below(name, p) and name.count(".") == p.count(".") for p in patterns)
+        if any(fits(name, p) for p in patterns)
     }
     if not found:
         raise KinemaError(
@@ -75,6 +95,44 @@ class _Recomputed(nn.Module):
         return checkpoint(
             super().forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
         )
+
+
+class _PartlyRecomputed(_Recomputed):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return super().forward(*args, **kwargs)
+        return checkpoint(
+            # Past the class above, which would checkpoint as a whole.
+            super(_Recomputed, self).forward,
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=partial(create_selective_checkpoint_contexts, _kept),
+            **kwargs,
+        )
+
+
+def _kept(_: Any, op: torch._ops.OpOverload, *args: Any, **__: Any) -> CheckpointPolicy:
+    """Whether the result of an operation is kept for the backward pass."""
+    name = op.name().partition(".")[0]
+    keep = "attention" in name or "attn" in name
+    if name in _PRODUCTS:
+        factor = args[_PRODUCTS[name]]
+        summed, width = factor.shape[-2:]
+        keep = width <= summed
+    elif name == "aten::convolution":
+        weight = args[1]
+        keep = len(weight) <= weight[0].numel()
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_PRODUCTS = {"aten::mm": 1, "aten::addmm": 2, "aten::bmm": 1, "aten::baddbmm": 2}
+"""Matrix products, and which argument is the second factor, `[..., summed, width]`."""
+
+
+def fits(name: str, pattern: str) -> bool:
+    """Whether a dotted name is a pattern's; `*` stands for one part."""
+    return is_below(name, pattern) and name.count(".") == pattern.count(".")
 
 
 def is_below(name: str, pattern: str) -> bool:

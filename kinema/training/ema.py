@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema.config.errors import KinemaError
+from kinema.parallel.shard import local
 
 NOT_AVERAGED = "pos_embed"
 """1.x recomputes this table from the sizes; its parameter, where a model has one, is constant."""
@@ -19,7 +20,7 @@ class EMA:
     bf16 cannot hold it: at 0.9999 a step's change is below half a unit in its last place and
     the average would stand still. Only trainable parameters are averaged; frozen ones, buffers
     and `pos_embed` stay as they were when the average began, so that `state_dict` is a whole
-    model.
+    model. Of a sharded model each rank averages its own part.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -42,8 +43,8 @@ class EMA:
         """Move towards the model's weights; once per optimizer update."""
         weights = dict(model.named_parameters())
         torch._foreach_lerp_(
-            [self._state[name] for name in self._names],
-            [weights[name].detach().float() for name in self._names],
+            [local(self._state[name]) for name in self._names],
+            [local(weights[name].detach()).float() for name in self._names],
             1.0 - self.decay,
         )
 

@@ -63,7 +63,9 @@ def build_model(recipe: TrainRecipe) -> nn.Module:
             model = build_transformer(recipe.model)
     freeze(model, recipe.freeze)
     if recipe.recompute != "none":
-        apply_recompute(model, blocks_of(recipe))
+        apply_recompute(
+            model, blocks_of(recipe), kind=recipe.recompute, every=recipe.recompute_every
+        )
     if recipe.compile:
         from kinema.parallel.compile import compile_blocks  # a second to import
 

@@ -52,21 +52,6 @@ class TextSource:
         return found.y.to(device), found.mask
 
 
-@torch.no_grad()
-def encode_latents(vae: Autoencoder, video: Tensor, generator: torch.Generator) -> Tensor:
-    """Normalised latents, drawn from the posterior.
-
-    Args:
-        video: `[B, 3, T, H, W]` in [-1, 1].
-        generator: of the posterior's noise, on the video's device.
-
-    Returns:
-        float32 `[B, C, t, h, w]`.
-    """
-    latents: Tensor = vae.encode(video, noise=generator)
-    return latents.float()
-
-
 class LatentMemory:
     """Latents of clips seen before, for data so small that they fit in memory.
 

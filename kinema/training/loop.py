@@ -12,19 +12,20 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor
 
-from kinema.checkpoint.run import prune, save_checkpoint
 from kinema.config.errors import KinemaError
-from kinema.config.recipe import dump_recipe
 from kinema.data.loader import Batch
 from kinema.models.transformer import Transformer
 from kinema.parallel.engine import Engine
+from kinema.parallel.sequence import SequenceGroups
 from kinema.parallel.world import World
 from kinema.telemetry.run_log import RunLog, say
 from kinema.telemetry.spans import Spans
 from kinema.training import nonfinite
+from kinema.training.agree import agree_on_rows
 from kinema.training.config import TrainRecipe
 from kinema.training.draws import Draws
 from kinema.training.feed import bucket_label
+from kinema.training.saving import Saver
 from kinema.training.schedule import learning_rate
 from kinema.training.stand_in import stand_in_loss
 from kinema.training.state import TrainState
@@ -92,6 +93,7 @@ class Trainer:
     """One run on one rank.
 
     Args:
+        groups: of ranks that share a micro-batch.
         run: the run folder, written by rank 0.
         log: None on the other ranks.
         about: goes into each checkpoint's state: recipe, data, code.
@@ -108,6 +110,7 @@ class Trainer:
         task: Task,
         state: TrainState,
         engine: Engine,
+        groups: SequenceGroups,
         data: Data,
         *,
         run: Path,
@@ -129,16 +132,25 @@ class Trainer:
         self._log = log
         self._spans = spans
         self._stop = stop
-        self._about = about
-        self._components = components
         self._on_step = on_step
         self._on_preview = on_preview
         self._engine = engine
+        self._groups = groups
         self._gradients = engine.gradients(state.trained)
         self._keys = _keys(data.labels, task.parts)
         self._skipped = 0  # updates in a row that fp16 overflow has cost
         self._clips = 0  # trained on in this epoch, by all ranks, since this process began it
-        self._saved_step = saved_step
+        self._saver = Saver(
+            recipe,
+            world,
+            state,
+            run=run,
+            log=log,
+            about=about,
+            components=components,
+            finalise=lambda: task.finalise(state.model, data.first_videos),
+            saved_step=saved_step,
+        )
         self._pace = _Pace(time.perf_counter())
 
     # The run
@@ -155,6 +167,10 @@ class Trainer:
             KinemaError: an epoch in which no clip could be read.
         """
         self.state.model.train()
+        with self._saver:
+            return self._train()
+
+    def _train(self) -> bool:
         state, stopped = self.state, False
         while not stopped and not self._finished():
             epoch, start = state.position
@@ -177,6 +193,8 @@ class Trainer:
                     hint="kinema data check MANIFEST says what is wrong with each",
                 )
         self.save()
+        with self._spans("save"):
+            self._saver.settle()
         return not stopped
 
     def _finished(self) -> bool:
@@ -187,6 +205,7 @@ class Trainer:
     def _after_update(self) -> None:
         recipe, step = self.recipe, self.state.step
         record = None
+        self._saver.report()
         if step == 1 or step % recipe.log_every == 0:
             record = self._write_record()
         if step % recipe.ckpt_every == 0:
@@ -225,7 +244,9 @@ class Trainer:
         micros = []
         for i in range(self.recipe.accumulation):
             with self._spans("data"):
-                batch = next(batches).to(self._world.device)
+                batch = next(batches)
+                with self._groups.use(batch.degree):
+                    batch = agree_on_rows(batch, self._groups).to(self._world.device)
             self._gradients.expect(last=i == self.recipe.accumulation - 1)
             self._report_unreadable(batch)
             if not batch.empty:
@@ -250,7 +271,7 @@ class Trainer:
         return updated, outcome.stop
 
     def _forward_backward(self, batch: Batch, draws: Draws) -> _Micro:
-        with self._engine.forward():
+        with self._engine.forward(), self._groups.use(batch.degree):
             report = self._task.loss(self.state.model, batch, draws)
         with self._spans("backward"):
             loss = report.loss * (batch.weight / self.recipe.accumulation)
@@ -274,6 +295,8 @@ class Trainer:
         for micro, loss in zip(micros, losses, strict=True):
             if not micro.batch.weight:  # stands a second time, to fill up the step
                 continue
+            if self._world.rank % micro.batch.degree:  # another rank's as well, and counted there
+                continue
             label = bucket_label(micro.batch.bucket)
             seen[f"loss/{label}"] += loss
             seen[f"count/{label}"] += 1
@@ -284,8 +307,11 @@ class Trainer:
         seen["bad losses"] = float(sum(not math.isfinite(loss) for loss in losses))
         seen["bad gradients"] = float(not math.isfinite(float(norm)))
         seen["stop"] = float(bool(self._stop))
+        seen["failed saves"] = float(self._saver.failed)
         summed = self._world.sum(torch.tensor(list(seen.values()), dtype=torch.float64))
         total = dict(zip(seen, summed.tolist(), strict=True))
+        if total["failed saves"]:
+            self._saver.settle()  # raises, on every rank
 
         grad_finite = not total["bad gradients"]
         self._pace.samples += int(total["samples"])
@@ -303,6 +329,7 @@ class Trainer:
         if not outcome.clips or not outcome.grad_finite:
             state.scaler.update()
             return False
+        self._saver.before_update()
         if limit is not None:
             self._gradients.scale((limit / (norm + 1e-6)).clamp(max=1.0))
         state.scaler.step(state.optimizer)
@@ -348,6 +375,8 @@ class Trainer:
     # What is written
 
     def _report_unreadable(self, batch: Batch) -> None:
+        if self._world.rank % batch.degree:  # the first of those that share it says so
+            return
         for bad in batch.skipped:
             text = f"left out {bad.path}: {bad.message}"
             if self._log is not None:
@@ -378,43 +407,13 @@ class Trainer:
         return record
 
     def save(self) -> None:
-        """Write a checkpoint of this step, unless there is one.
+        """Begin to write a checkpoint of this step, unless there is one.
 
         Raises:
-            CheckpointError: it could not be written; on every rank.
+            CheckpointError: it could not be written, or the one before; on every rank.
         """
-        if self._saved_step == self.state.step:
-            return
         with self._spans("save"):
-            problem: KinemaError | OSError | None = None
-            if self._world.is_main:
-                try:
-                    self._save()
-                except (KinemaError, OSError) as error:
-                    problem = error
-            problem = self._world.broadcast(problem)
-            if problem is not None:
-                raise problem
-        self._saved_step = self.state.step
-
-    def _save(self) -> None:
-        state, recipe = self.state, self.recipe
-        self._task.finalise(state.model, self._data.first_videos)
-        checkpoint = save_checkpoint(
-            self._run,
-            state.epoch,
-            state.step,
-            model=state.model.state_dict(),
-            ema=state.average(),
-            optimizer=state.optimizer_tensors(),
-            state={**state.values(), **self._about},
-            components=self._components,
-            recipe=dump_recipe(recipe),
-        )
-        if self._log is not None:
-            self._log.event("saved", step=state.step, path=checkpoint.path.name)
-        if recipe.keep_checkpoints is not None:
-            prune(self._run, recipe.keep_checkpoints)
+            self._saver.save()
 
 
 def _keys(labels: list[str], parts: tuple[str, ...]) -> list[str]:
@@ -422,5 +421,5 @@ def _keys(labels: list[str], parts: tuple[str, ...]) -> list[str]:
     return [
         *(f"{kind}/{label}" for label in labels for kind in ("loss", "count")),
         *(f"part/{name}" for name in parts),
-        *("samples", "unreadable", "bad losses", "bad gradients", "stop"),
+        *("samples", "unreadable", "bad losses", "bad gradients", "stop", "failed saves"),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from kinema.data.manifest import Manifest
 from kinema.data.plan import render_plan
 from kinema.models.attention_kernels import check_backend
 from kinema.parallel.engine import Engine
+from kinema.parallel.sequence import SequenceGroups, share_frames
 from kinema.parallel.world import World, open_world
 from kinema.telemetry.run_log import RunLog, say
 from kinema.telemetry.spans import Spans
@@ -30,6 +32,7 @@ from kinema.training.ema import EMA
 from kinema.training.encode import LatentMemory
 from kinema.training.feed import Feed
 from kinema.training.loop import DTYPES, Trainer
+from kinema.training.meters import Meters
 from kinema.training.optimizer import build_optimizer
 from kinema.training.parts import (
     Frozen,
@@ -41,7 +44,7 @@ from kinema.training.parts import (
 )
 from kinema.training.preview import Previewer
 from kinema.training.resume import check_changes
-from kinema.training.run_folder import describe, identity
+from kinema.training.run_folder import describe, first_start, identity
 from kinema.training.state import TrainState
 from kinema.training.stop import stop_on_signals
 from kinema.training.tasks import Reconstruction, Task, TextToVideo
@@ -129,10 +132,11 @@ def train(
     Raises:
         KinemaError: what a person did wrong; before anything is written wherever possible.
     """
-    start = start or Start()
+    start, began = start or Start(), time.time()
     with ExitStack() as stack:
         sharded = recipe.parallel.shard != "none"
         world = stack.enter_context(open_world(device, group=sharded))
+        groups = SequenceGroups(world, recipe.parallel.sequence)
         stop = stack.enter_context(stop_on_signals())
         previous = _previous(recipe, start, world)
         manifest = _read_manifest(recipe)
@@ -146,7 +150,9 @@ def train(
             dtype, head_dim = DTYPES[recipe.precision], recipe.model.head_dim
             check_backend(recipe.model.attention, world.device, dtype, head_dim)
         model = build_model(recipe)
-        task, frozen = _task(recipe, manifest, memory, spans, world)
+        if recipe.parallel.sequence > 1:
+            share_frames(model, groups)
+        task, frozen = _task(recipe, manifest, memory, spans, groups, world)
         notes = []
         if start.ckpt_path:
             allowed = {"allow_new": start.allow_new, "allow_unexpected": start.allow_unexpected}
@@ -182,16 +188,24 @@ def train(
             weights_seen_from(run, path) if path else None
             for path in (frozen.vae_weights if frozen else None, text_weights_of(recipe))
         )
+        meters = Meters(
+            recipe,
+            world,
+            decoders=feed.worker_pids,
+            first_start=first_start(run, began) if world.is_main else began,
+        )
         trainer = Trainer(
             recipe,
             world,
             task,
             state,
             engine,
+            groups,
             feed,
             run=run,
             log=log,
             spans=spans,
+            meters=meters,
             stop=stop,
             about=about,
             components=describe_model(
@@ -289,13 +303,14 @@ def _task(
     manifest: Manifest,
     memory: LatentMemory | None,
     spans: Spans,
+    groups: SequenceGroups,
     world: World,
 ) -> tuple[Task, Frozen | None]:
     """The task, and the networks that it looks through."""
     if not isinstance(recipe.task, TextToVideoTask):
         return Reconstruction(recipe, spans), None
     frozen = load_frozen(recipe, manifest, world.device)
-    return TextToVideo(recipe, frozen.vae, frozen.text, memory, spans), frozen
+    return TextToVideo(recipe, frozen.vae, frozen.text, memory, spans, groups), frozen
 
 
 def _new_state(recipe: TrainRecipe, model: nn.Module, feed: Feed, world: World) -> TrainState:

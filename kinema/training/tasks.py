@@ -15,10 +15,12 @@ from kinema.diffusion.process import build_process
 from kinema.models.autoencoder import Autoencoder
 from kinema.models.transformer import ClipShape, Transformer
 from kinema.models.vae import VideoVAE
+from kinema.parallel.encode import encode_shared
+from kinema.parallel.sequence import SequenceGroups
 from kinema.telemetry.spans import Spans
 from kinema.training.config import TrainRecipe, VAETask
 from kinema.training.draws import Draws
-from kinema.training.encode import LatentMemory, TextSource, encode_latents
+from kinema.training.encode import LatentMemory, TextSource
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,15 @@ class LossReport:
     Attributes:
         loss: scalar float32, the mean over the micro-batch, to be differentiated.
         parts: further scalars for the log, detached.
+        samples: loss of each sample, `[B]`, detached; None where there is no noise.
+        levels: how much noise each sample has: timestep over the number of timesteps, float64
+            `[B]`; 0 is data, 1 is noise.
     """
 
     loss: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+    samples: Tensor | None = None
+    levels: Tensor | None = None
 
 
 class Task(Protocol):
@@ -60,6 +67,7 @@ class TextToVideo:
         vae: frozen, on the device.
         memory: of latents; None encodes each step anew.
         spans: takes the time of encoding.
+        groups: of ranks that share a clip, and its encoding.
     """
 
     def __init__(
@@ -69,6 +77,7 @@ class TextToVideo:
         text: TextSource,
         memory: LatentMemory | None,
         spans: Spans,
+        groups: SequenceGroups,
     ) -> None:
         assert recipe.task.type == "text-to-video"
         assert recipe.diffusion is not None
@@ -84,6 +93,7 @@ class TextToVideo:
         self._memory = memory
         self._text = text
         self._spans = spans
+        self._groups = groups
 
     def loss(self, model: nn.Module, batch: Batch, draws: Draws) -> LossReport:
         assert isinstance(model, Transformer)
@@ -95,7 +105,8 @@ class TextToVideo:
             if self._memory is not None:
                 x0 = self._memory.latents(self._vae, batch)
             else:
-                x0 = encode_latents(self._vae, batch.video, draws.generator("posterior"))
+                posterior = draws.generator("posterior")
+                x0 = encode_shared(self._vae, batch.video, posterior, self._groups)
 
         raw = self._process.draw(count, draws.generator("timestep"))
         t = self._process.training_timesteps(
@@ -128,14 +139,15 @@ class TextToVideo:
                     num_frames=torch.full((count,), float(frames), device=device),
                 ),
             )
-            terms = {
-                name: of_sample.mean()
-                for name, of_sample in self._process.loss_terms(
-                    prediction, x0, noise, t, mask=noised
-                ).items()
-            }
+            by_sample = self._process.loss_terms(prediction, x0, noise, t, mask=noised)
+            terms = {name: of_sample.mean() for name, of_sample in by_sample.items()}
             loss = torch.stack(list(terms.values())).sum()
-            return LossReport(loss, {name: terms[name].detach() for name in self.parts})
+            return LossReport(
+                loss,
+                {name: terms[name].detach() for name in self.parts},
+                samples=torch.stack([s.detach() for s in by_sample.values()]).sum(0),
+                levels=t.double() / self._process.config.num_timesteps,
+            )
 
     def finalise(self, model: nn.Module, batches: Callable[[], Iterable[Tensor]]) -> None:
         """Nothing here is measured."""

@@ -243,7 +243,7 @@ class SampleOrder:
         self._costs = tuple(int(u) for u in units.clip(1))
         self._degrees = tuple(degree(b) for b in table.buckets)
         assert all(d >= 1 and not d & (d - 1) for d in self._degrees), "powers of two"
-        largest = max(self._degrees)
+        largest = max(self._degrees, default=1)  # a table may be empty
         if world_size % largest:
             raise ConfigError(
                 f"{largest} ranks share a clip of some buckets, and {world_size} ranks cannot be "

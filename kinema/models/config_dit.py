@@ -54,6 +54,11 @@ class DiTBase(TransformerBase):
         final = 2 * d * d + tokens * d * patch * self.out_channels
         return 2.0 * (embed + condition + self.depth * linear + scores + final)
 
+    def widening_flops(self, latent: LatentSize, text_tokens: int) -> float:
+        """See `TransformerBase.widening_flops`."""
+        d, tokens = self.hidden_size, self.num_tokens(latent)
+        return 2.0 * self.depth * (6 * d * d + tokens * (3 * d * d + self._widening_mlp()))
+
     def _keys_of_all_blocks(self, latent: LatentSize) -> int:
         """Tokens that a token attends to, summed over the blocks."""
         raise NotImplementedError
@@ -188,3 +193,9 @@ class PixArtConfig(CaptionBase):
             embed + condition + caption + self.depth * (linear + text) + scores + pooling + final
         )
         return 2.0 * multiply_adds
+
+    def widening_flops(self, latent: LatentSize, text_tokens: int) -> float:
+        """See `TransformerBase.widening_flops`."""
+        d, tokens = self.hidden_size, self.num_tokens(latent)
+        block = tokens * (3 * d * d + self._widening_mlp()) + text_tokens * 2 * d * d
+        return 2.0 * self.depth * block

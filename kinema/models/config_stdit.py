@@ -71,6 +71,20 @@ class TransformerBase:
         """
         raise NotImplementedError
 
+    def widening_flops(self, latent: LatentSize, text_tokens: int) -> float:
+        """The part of `forward_flops` that products in blocks take whose result is wider than what
+        its elements are summed over: queries, keys and values together, the way into the MLP.
+
+        Args:
+            latent: latent size (T, H, W).
+            text_tokens: text tokens that the mask keeps.
+        """
+        raise NotImplementedError
+
+    def _widening_mlp(self) -> int:
+        """Multiply-adds of one token in the wider-making layer of the MLP."""
+        return self.hidden_size * self.mlp_size if self.mlp_size != self.hidden_size else 0
+
     def token_grid(self, latent: LatentSize) -> LatentSize:
         """Tokens along time, height and width; sizes that patches do not divide are padded."""
         t, h, w = (math.ceil(n / p) for n, p in zip(latent, self.patch_size, strict=True))
@@ -120,6 +134,10 @@ class STDiTConfig(STDiTBase):
         condition = FREQUENCY_CHANNELS * d + d * d + 6 * d * d  # timestep, t_block
         return _stdit_flops(self, latent, text_tokens, condition)
 
+    def widening_flops(self, latent: LatentSize, text_tokens: int) -> float:
+        """See `TransformerBase.widening_flops`."""
+        return _stdit_widening(self, latent, text_tokens)
+
 
 @settings
 class STDiT2Config(STDiTBase):
@@ -152,6 +170,10 @@ class STDiT2Config(STDiTBase):
         condition += 3 * (FREQUENCY_CHANNELS * third + third * third)  # height, width, ratio
         condition += (6 + 3) * d * d  # t_block, t_block_temp
         return _stdit_flops(self, latent, text_tokens, condition)
+
+    def widening_flops(self, latent: LatentSize, text_tokens: int) -> float:
+        """See `TransformerBase.widening_flops`."""
+        return _stdit_widening(self, latent, text_tokens)
 
 
 @settings
@@ -196,6 +218,12 @@ class STDiT3Config(STDiTBase):
         )
         return 2.0 * multiply_adds
 
+    def widening_flops(self, latent: LatentSize, text_tokens: int) -> float:
+        """See `TransformerBase.widening_flops`."""
+        d, tokens = self.hidden_size, self.num_tokens(latent)
+        block = tokens * (3 * d * d + self._widening_mlp()) + text_tokens * 2 * d * d
+        return 2.0 * self.depth * 2 * block
+
 
 def _stdit_flops(
     config: STDiTConfig | STDiT2Config, latent: LatentSize, text_tokens: int, condition: int
@@ -214,6 +242,15 @@ def _stdit_flops(
     scores = 2 * tokens * (spatial + frames) * d
     final = tokens * d * patch * config.out_channels
     return 2.0 * (embed + condition + caption + config.depth * (linear + text + scores) + final)
+
+
+def _stdit_widening(
+    config: STDiTConfig | STDiT2Config, latent: LatentSize, text_tokens: int
+) -> float:
+    """`widening_flops` of 1.0 and 1.1: queries, keys and values in space and in time."""
+    d, tokens = config.hidden_size, config.num_tokens(latent)
+    block = tokens * (6 * d * d + config._widening_mlp()) + text_tokens * 2 * d * d
+    return 2.0 * config.depth * block
 
 
 def _require_even_heads(head_dim: int) -> None:

@@ -27,6 +27,11 @@ def test_text_to_video_is_model_autoencoder_and_text_encoder() -> None:
     assert text > 0
     assert cost() == pytest.approx(4 * forward + encode + text)
     assert cost("recompute=none") == pytest.approx(3 * forward + encode + text)
+    every_third = "recompute_every=3"  # of 28 blocks in space, and of as many in time
+    assert cost(every_third) == pytest.approx((3 + 10 / 28) * forward + encode + text)
+    widening = recipe.model.widening_flops(recipe.vae.latent_size(17, 64, 64), 300)
+    assert cost("recompute=selective") == pytest.approx(3 * forward + widening + encode + text)
+    assert 0.3 * forward < widening < 0.7 * forward
     assert cost("text_cache=somewhere") == pytest.approx(4 * forward + encode)
 
 
@@ -35,6 +40,8 @@ def test_an_autoencoder_encodes_and_decodes() -> None:
     both = vae.encode_flops(17, 64, 64) + vae.decode_flops(17, 64, 64)
     assert cost(name="tiny/vae") == pytest.approx(3 * both)
     assert cost("recompute=full", name="tiny/vae") == pytest.approx(4 * both)
+    assert cost("recompute=full", "recompute_every=2", name="tiny/vae") == pytest.approx(3.5 * both)
+    assert cost("recompute=selective", name="tiny/vae") == pytest.approx(3 * both)
 
 
 def test_tokens_are_those_of_the_transformer() -> None:

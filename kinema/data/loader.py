@@ -225,6 +225,10 @@ class Loader:
         """What is being decoded: (process id of the worker, file, seconds so far)."""
         return self._pool.at_work()
 
+    def worker_pids(self) -> list[int]:
+        """Process ids of the decode workers."""
+        return self._pool.worker_pids()
+
     def close(self) -> None:
         """End the decode workers."""
         self._pool.close()

@@ -23,7 +23,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kinema.config.errors import KinemaError
-from kinema.data.tables import read_table, write_table
+from kinema.data.tables import check_there, read_table, readable_parquet, write_table
+from kinema.data.text_on_disk import (
+    TextDigest,
+    TextOnDisk,
+    as_mask,
+    blank_rows,
+    large_text_columns,
+    text_on_disk,
+)
 
 TEXT = ("path", "text")
 WHOLE = ("num_frames", "height", "width", "resolution", "file_size")
@@ -44,15 +52,26 @@ class ManifestError(KinemaError):
 class Manifest:
     """Clips, their captions and sizes.
 
+    Text of a large Parquet file stays on disk (`text_on_disk`), and is looked at when first asked
+    for: planning needs none of it.
+
     Attributes:
-        table: the columns as Arrow; `path` and `text` are large strings without nulls, whole
-            numbers int64, real numbers float64, `dropped_by` (always there) a large string.
         root: the folder that relative paths are below, absolute.
         source: what messages call this manifest.
     """
 
-    def __init__(self, table: pa.Table, root: Path, *, source: str = "manifest") -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        root: Path,
+        *,
+        source: str = "manifest",
+        text_file: tuple[Path, Sequence[str]] | None = None,
+    ) -> None:
         """Check and complete `table`.
+
+        Args:
+            text_file: a Parquet file, and its text columns that `table` lacks.
 
         Raises:
             ManifestError: a needed column is missing or of another type, a size is missing, zero
@@ -60,7 +79,8 @@ class Manifest:
         """
         self.root = Path(os.path.abspath(root))
         self.source = source
-        self.table = self._complete(table)
+        self._text_file = text_file
+        self._held = self._complete(table)
 
     @classmethod
     def read(cls, path: str | Path, *, data_root: str | Path | None = None) -> Manifest:
@@ -73,12 +93,19 @@ class Manifest:
             KinemaError: the file is missing, unreadable or not a manifest.
         """
         path = Path(path)
+        hint = CURE.format(path)
         types = {name: pa.float64() for name in (*WHOLE, *REAL)}
         types |= {name: pa.large_string() for name in (*TEXT, "dropped_by")}
-        table = read_table(path, types, hint=CURE.format(path))
+        on_disk: list[str] = []
+        if check_there(path, hint) == ".parquet":
+            with readable_parquet(path, hint):
+                on_disk = large_text_columns(path)
+        table = read_table(path, types, hint=hint, leave=on_disk)
         if table.num_rows == 0:
-            raise ManifestError("has no rows", where=str(path), hint=CURE.format(path))
-        return cls(table, Path(data_root) if data_root else path.parent, source=str(path))
+            raise ManifestError("has no rows", where=str(path), hint=hint)
+        root = Path(data_root) if data_root else path.parent
+        text_file = (path, on_disk) if on_disk else None
+        return cls(table, root, source=str(path), text_file=text_file)
 
     @classmethod
     def from_columns(
@@ -106,8 +133,40 @@ class Manifest:
             table = table.drop_columns(["dropped_by"])
         write_table(table, path)
 
+    @functools.cached_property
+    def table(self) -> pa.Table:
+        """The columns as Arrow; `path` and `text` are large strings without nulls, whole numbers
+        int64, real numbers float64, `dropped_by` (always there) a large string.
+
+        Raises:
+            KinemaError: text that was left on disk is wrong, or cannot be put into form there.
+        """
+        if self._text is None:
+            return self._held
+        columns = {n: self._text.table.column(n) for n in self._text.table.column_names}
+        columns |= {n: self._held.column(n) for n in self._held.column_names}
+        names = [n for n in COLUMNS if n in columns]
+        return pa.table({n: columns[n] for n in (*names, *(n for n in columns if n not in names))})
+
+    @property
+    def text_was_read(self) -> bool:
+        """Whether captions can be looked at without reading gigabytes first."""
+        return self._text_file is None or "_text" in self.__dict__
+
+    @functools.cached_property
+    def _text(self) -> TextOnDisk | None:
+        if self._text_file is None:
+            return None
+        path, names = self._text_file
+
+        def check(name: str, values: pa.Array, first_row: int) -> None:
+            if name == "path":
+                self._check_paths(values, first_row)
+
+        return text_on_disk(path, list(names), check)
+
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return int(self._held.num_rows)
 
     def column(self, name: str) -> Numbers:
         """A column of numbers as a read-only array [N], without a copy.
@@ -117,9 +176,11 @@ class Manifest:
         Raises:
             ManifestError: there is no such column, or it holds text.
         """
-        if name not in self.table.column_names:
-            raise ManifestError(f"has no column {name!r}", where=self.source)
-        column = self.table.column(name)
+        if name not in self._held.column_names:
+            held = self._text_file is not None and name in self._text_file[1]
+            what = f"column {name!r} holds text" if held else f"has no column {name!r}"
+            raise ManifestError(what, where=self.source)
+        column = self._held.column(name)
         if not pa.types.is_integer(column.type) and not pa.types.is_floating(column.type):
             raise ManifestError(f"column {name!r} holds {column.type}", where=self.source)
         array: Numbers = column.to_numpy()
@@ -128,12 +189,12 @@ class Manifest:
     @functools.cached_property
     def kept(self) -> Numbers:
         """Bool [N]: True where `dropped_by` is empty."""
-        mask: Numbers = pc.equal(self.table.column("dropped_by"), "").to_numpy()
+        mask: Numbers = pc.equal(self._held.column("dropped_by"), "").to_numpy()
         return mask
 
     def dropped(self) -> dict[str, int]:
         """How many rows each value of `dropped_by` took, the largest first."""
-        counts = pc.value_counts(self.table.column("dropped_by")).to_pylist()
+        counts = pc.value_counts(self._held.column("dropped_by")).to_pylist()
         found = {item["values"]: item["counts"] for item in counts if item["values"]}
         return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
@@ -152,9 +213,10 @@ class Manifest:
     @functools.cached_property
     def blank(self) -> Numbers:
         """Bool [N]: True where the caption is empty or only spaces."""
-        trimmed = pc.utf8_trim_whitespace(self.table.column("text"))
-        mask: Numbers = pc.equal(trimmed, "").to_numpy()
-        return mask
+        if self._text is not None:
+            return self._text.blank
+        chunks = [blank_rows(chunk) for chunk in self.table.column("text").chunks]
+        return np.concatenate(chunks or [np.zeros(0, np.bool_)])
 
     def require_captions(self) -> None:
         """Refuse kept rows without a caption (text-to-video training cannot use them).
@@ -190,9 +252,9 @@ class Manifest:
 
         The same for a CSV and a Parquet file of the same rows, whatever other columns they have.
         """
-        digest = hashlib.blake2b(b"kinema manifest 1", digest_size=32)
+        digest = hashlib.blake2b(b"kinema manifest 2", digest_size=32)
         for name in TEXT:
-            _hash_text(digest, self.table.column(name))
+            digest.update(self._text_digest(name).encode())
         for name in ("num_frames", "height", "width"):
             digest.update(np.ascontiguousarray(self.column(name), "<i8").data)
         # In thousandths: the same for 29.97 written in full, rounded, or as float32.
@@ -201,10 +263,19 @@ class Manifest:
         digest.update(np.packbits(self.kept).data)
         return digest.hexdigest()
 
+    def _text_digest(self, name: str) -> str:
+        if self._text is not None:
+            return self._text.digests[name]
+        digest = TextDigest()
+        for chunk in self.table.column(name).chunks:
+            digest.update(chunk)
+        return digest.hexdigest()
+
     # What follows turns a table as it was found into one that the rest can rely on.
 
     def _complete(self, table: pa.Table) -> pa.Table:
-        missing = [name for name in NEEDED if name not in table.column_names]
+        on_disk = self._text_file[1] if self._text_file else ()
+        missing = [name for name in NEEDED if name not in (*table.column_names, *on_disk)]
         if missing:
             names = ", ".join(repr(name) for name in missing)
             raise ManifestError(
@@ -212,10 +283,15 @@ class Manifest:
                 where=self.source,
                 hint=CURE.format(self.source),
             )
-        columns: dict[str, Any] = {name: self._as_text(table, name) for name in TEXT}
+        held = [name for name in TEXT if name not in on_disk]
+        columns: dict[str, Any] = {name: self._as_text(table, name) for name in held}
         dropped = self._as_text(table, "dropped_by")
         kept = pc.equal(dropped, "").to_numpy()
-        self._check_paths(columns["path"])
+        if "path" in columns:
+            first_row = 0
+            for chunk in columns["path"].chunks:
+                self._check_paths(chunk, first_row)
+                first_row += len(chunk)
 
         for name in ("num_frames", "height", "width"):
             columns[name] = self._whole(table, name, kept, least=1)
@@ -239,16 +315,22 @@ class Manifest:
             raise ManifestError(f"column {name!r} holds {column.type}, not text", where=self.source)
         return pc.fill_null(column.cast(pa.large_string()), "")
 
-    def _check_paths(self, paths: pa.ChunkedArray) -> None:
-        empty = pc.equal(paths, "")
-        self._refuse_rows(empty.to_numpy(), "column 'path' is empty")
-        odd = pc.match_substring_regex(paths, r"\x00")
-        self._refuse_rows(odd.to_numpy(), "column 'path' has a NUL character")
-        dots = pc.match_substring_regex(paths, r"^[^/].*(^|/)\.\.(/|$)|^\.\.(/|$)").to_numpy()
-        outside = np.zeros(len(dots), bool)
-        for row in np.flatnonzero(dots):
-            outside[row] = os.path.normpath(paths[int(row)].as_py()).startswith("..")
-        self._refuse_rows(
+    def _check_paths(self, paths: pa.Array, first_row: int) -> None:
+        """Refuse rows whose path cannot be used.
+
+        Args:
+            first_row: what row the first of `paths` is.
+        """
+        refuse = functools.partial(self._refuse_rows, first_row=first_row)
+        refuse(as_mask(pc.equal(paths, "")), "column 'path' is empty")
+        refuse(as_mask(pc.match_substring(paths, "\x00")), "column 'path' has a NUL character")
+        # Nearly all are told from the few with dots by this cheap look.
+        suspects = np.flatnonzero(as_mask(pc.match_substring(paths, "..")))
+        outside = np.zeros(len(paths), bool)
+        for row in suspects:
+            path = paths[int(row)].as_py()
+            outside[row] = not path.startswith("/") and os.path.normpath(path).split("/")[0] == ".."
+        refuse(
             outside,
             f"a relative path leaves the data folder {self.root} (`..`)",
             hint="give the folder that all paths are below as --data-root, or absolute paths",
@@ -303,12 +385,19 @@ class Manifest:
         return pa.array(exact)
 
     def _refuse_rows(
-        self, bad: Numbers, what: str, values: Numbers | None = None, *, hint: str | None = None
+        self,
+        bad: Numbers,
+        what: str,
+        values: Numbers | None = None,
+        *,
+        hint: str | None = None,
+        first_row: int = 0,
     ) -> None:
         rows = np.flatnonzero(bad)
         if rows.size:
             shown = "" if values is None else f" (row {rows[0]} has {values[rows[0]]:g})"
-            raise ManifestError(f"{what}: {row_list(rows)}{shown}", where=self.source, hint=hint)
+            listed = row_list(rows + first_row)
+            raise ManifestError(f"{what}: {listed}{shown}", where=self.source, hint=hint)
 
 
 def row_list(rows: Numbers, show: int = 5) -> str:
@@ -316,15 +405,3 @@ def row_list(rows: Numbers, show: int = 5) -> str:
     first = ", ".join(str(row) for row in rows[:show])
     more = f" and {len(rows) - show} more" if len(rows) > show else ""
     return f"{'row' if len(rows) == 1 else 'rows'} {first}{more}"
-
-
-def _hash_text(digest: Any, column: pa.ChunkedArray) -> None:
-    """Feed lengths and bytes of a text column, whatever its chunks are."""
-    lengths = pc.binary_length(column).to_numpy()
-    digest.update(np.ascontiguousarray(lengths, "<i8").data)
-    for chunk in column.chunks:
-        if len(chunk):
-            _, offsets, data = chunk.buffers()
-            ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
-            if data is not None:
-                digest.update(memoryview(data)[int(ends[0]) : int(ends[-1])])

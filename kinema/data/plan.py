@@ -132,7 +132,11 @@ def _bucket_plans(laid: Epoch, order: SampleOrder, tokens: Tokens | None) -> lis
 
 
 def _caption_notes(manifest: Manifest, tokens: Tokens | None) -> list[str]:
-    without = int((manifest.blank & manifest.kept).sum()) if tokens else 0
+    if not tokens:
+        return []
+    if not manifest.text_was_read:
+        return ["captions are not looked at here, there are many: kinema data check looks"]
+    without = int((manifest.blank & manifest.kept).sum())
     if not without:
         return []
     return [f"{counted(without, 'clip')} without a caption: text-to-video training refuses them"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,17 +41,35 @@ def check_ending(path: Path) -> str:
     return ending
 
 
-def read_table(path: Path, types: Mapping[str, pa.DataType], *, hint: str) -> pa.Table:
+def read_table(
+    path: Path, types: Mapping[str, pa.DataType], *, hint: str, leave: Collection[str] = ()
+) -> pa.Table:
     """The table of a `.csv` or `.parquet` file.
 
     Args:
         types: the types that named CSV columns are read as (they need not be there); the others
             are inferred. Parquet brings its own types.
         hint: what to do when the file is not there or not readable.
+        leave: columns of a Parquet file that are not read.
 
     Raises:
         KinemaError: no such file, a folder, no readable table, columns that are not separated by
             commas, a repeated column name.
+    """
+    ending = check_there(path, hint)
+    table = _read_csv(path, types, hint) if ending == ".csv" else _read_parquet(path, hint, leave)
+    names = table.column_names
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise KinemaError(f"column {repeated[0]!r} is there twice", where=str(path))
+    return table
+
+
+def check_there(path: Path, hint: str) -> str:
+    """`.csv` or `.parquet`, of a file that has something in it.
+
+    Raises:
+        KinemaError: no such file, a folder, an empty file, another ending.
     """
     ending = check_ending(path)
     if not path.is_file():
@@ -58,12 +77,7 @@ def read_table(path: Path, types: Mapping[str, pa.DataType], *, hint: str) -> pa
         raise KinemaError(what, where=str(path), hint=hint)
     if path.stat().st_size == 0:
         raise KinemaError("is empty (0 bytes)", where=str(path), hint=hint)
-    table = _read_csv(path, types, hint) if ending == ".csv" else _read_parquet(path, hint)
-    names = table.column_names
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise KinemaError(f"column {repeated[0]!r} is there twice", where=str(path))
-    return table
+    return ending
 
 
 def _read_csv(path: Path, types: Mapping[str, pa.DataType], hint: str) -> pa.Table:
@@ -101,11 +115,23 @@ def _check_separator(path: Path) -> None:
             )
 
 
-def _read_parquet(path: Path, hint: str) -> pa.Table:
+def _read_parquet(path: Path, hint: str, leave: Collection[str]) -> pa.Table:
+    # Not `read_table`: that one takes `key=value` in the folder's name for a column.
+    with readable_parquet(path, hint), pa_parquet.ParquetFile(path) as file:
+        # Names are looked at as they are: a column that is there twice is found by the caller.
+        names = [n for n in file.schema_arrow.names if n not in leave] if leave else None
+        return file.read(names)
+
+
+@contextmanager
+def readable_parquet(path: Path, hint: str) -> Iterator[None]:
+    """Name the file that is no Parquet file, or is cut off.
+
+    Raises:
+        KinemaError: it is not readable.
+    """
     try:
-        # Not `read_table`: that one takes `key=value` in the folder's name for a column.
-        with pa_parquet.ParquetFile(path) as file:
-            return file.read()
+        yield
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

@@ -29,3 +29,10 @@ class TrackingConfig:
     """Write scalars and videos to `tensorboard/` in the run folder."""
     wandb: WandbConfig | None = None
     """Weights & Biases, where given."""
+    peak_tflops: float | None = None
+    """What MFU is a share of: TFLOP/s of one device. Null takes what the maker of the GPU states,
+    as far as it is known."""
+
+    def __post_init__(self) -> None:
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ValueError(f"peak_tflops is {self.peak_tflops}; it must be above 0")

@@ -81,6 +81,10 @@ class Feed:
         """What is being decoded: (process id of the worker, file, seconds so far)."""
         return [] if self._loader is None else self._loader.decoding()
 
+    def worker_pids(self) -> list[int]:
+        """Process ids of the decode workers."""
+        return [] if self._loader is None else self._loader.worker_pids()
+
     def first_videos(self) -> Iterator[Tensor]:
         """A few videos `[B, 3, T, H, W]` on the device, the same at each call and on any number
         of ranks."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -24,13 +24,14 @@ from kinema.training import nonfinite
 from kinema.training.agree import agree_on_rows
 from kinema.training.config import TrainRecipe
 from kinema.training.draws import Draws
-from kinema.training.feed import bucket_label
+from kinema.training.meters import Meters, add_micro_batch, step_keys, weight_norm
 from kinema.training.saving import Saver
 from kinema.training.schedule import learning_rate
+from kinema.training.spikes import Spikes
 from kinema.training.stand_in import stand_in_loss
 from kinema.training.state import TrainState
 from kinema.training.stop import StopRequest
-from kinema.training.tasks import Task
+from kinema.training.tasks import LossReport, Task
 from kinema.training.window import Window
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -65,8 +66,11 @@ class _Micro:
     """A micro-batch that went through: still on the device, to spare a wait for each."""
 
     batch: Batch
-    loss: Tensor
-    parts: dict[str, Tensor]
+    report: LossReport
+
+    @property
+    def loss(self) -> Tensor:
+        return self.report.loss
 
 
 @dataclass(frozen=True)
@@ -78,15 +82,8 @@ class _Outcome:
     loss_finite: bool
     grad_finite: bool
     stop: bool
-
-
-@dataclass
-class _Pace:
-    """What this process itself has done since its last record."""
-
-    start: float
-    samples: int = 0
-    steps: int = 0
+    spike: Spike | None
+    """The guard leaves this update out."""
 
 
 class Trainer:
@@ -94,8 +91,10 @@ class Trainer:
 
     Args:
         groups: of ranks that share a micro-batch.
+        vitals: told what this rank is at.
         run: the run folder, written by rank 0.
         log: None on the other ranks.
+        meters: made when the run begins.
         about: goes into each checkpoint's state: recipe, data, code.
         components: goes into each checkpoint: see `training.components`.
         saved_step: the step whose checkpoint is in the run folder already.
@@ -112,10 +111,12 @@ class Trainer:
         engine: Engine,
         groups: SequenceGroups,
         data: Data,
+        vitals: Vitals,
         *,
         run: Path,
         log: RunLog | None,
         spans: Spans,
+        meters: Meters,
         stop: StopRequest,
         about: dict[str, Any],
         components: dict[str, Any],
@@ -131,13 +132,21 @@ class Trainer:
         self._run = run
         self._log = log
         self._spans = spans
+        self._meters = meters
         self._stop = stop
         self._on_step = on_step
         self._on_preview = on_preview
         self._engine = engine
         self._groups = groups
+        self._vitals = vitals
+        self._spikes = None
+        if state.guard is not None:
+            self._spikes = Spikes(state.guard, state, world, run, log)
         self._gradients = engine.gradients(state.trained)
-        self._keys = _keys(data.labels, task.parts)
+        if engine.sharded:
+            meters.waits.watch(state.model)
+        shared = ("bad losses", "bad gradients", "stop", "failed saves")
+        self._keys = [*step_keys(data.labels, task.parts), *shared]
         self._skipped = 0  # updates in a row that fp16 overflow has cost
         self._clips = 0  # trained on in this epoch, by all ranks, since this process began it
         self._saver = Saver(
@@ -151,7 +160,6 @@ class Trainer:
             finalise=lambda: task.finalise(state.model, data.first_videos),
             saved_step=saved_step,
         )
-        self._pace = _Pace(time.perf_counter())
 
     # The run
 
@@ -178,6 +186,8 @@ class Trainer:
             self._clips = 0
             for index in range(start, num_steps):
                 updated, stopped = self.train_step(batches, epoch)
+                if self._spikes is not None and self._spikes.go_back_now and not stopped:
+                    break
                 state.position = (epoch, index + 1) if index + 1 < num_steps else (epoch + 1, 0)
                 state.epoch = epoch
                 if updated:
@@ -186,6 +196,9 @@ class Trainer:
                     break
             else:
                 state.position = (epoch + 1, 0)
+            if self._spikes is not None and self._spikes.go_back_now and not stopped:
+                self._go_back(epoch, index, num_steps)
+                continue
             if start == 0 and state.position[0] > epoch and not self._clips:
                 raise KinemaError(
                     f"none of the clips of epoch {epoch} could be read",
@@ -196,6 +209,21 @@ class Trainer:
         with self._spans("save"):
             self._saver.settle()
         return not stopped
+
+    def _go_back(self, epoch: int, index: int, num_steps: int) -> None:
+        """Return to the newest checkpoint, or go on past a step of an epoch where there is none."""
+        assert self._spikes is not None
+        self._vitals.be_patient()
+        with self._spans("save"):
+            step = self._spikes.go_back(
+                restore=lambda checkpoint: self.state.restore(checkpoint, data_position=True)
+            )
+        if step is None:
+            last = index + 1 == num_steps
+            self.state.position = (epoch + 1, 0) if last else (epoch, index + 1)
+            return
+        self._saved_step = step
+        self._pace = _Pace(time.perf_counter())
 
     def _finished(self) -> bool:
         limit = self.recipe.max_steps
@@ -210,6 +238,8 @@ class Trainer:
             record = self._write_record()
         if step % recipe.ckpt_every == 0:
             self.save()
+        if recipe.preview and step % recipe.preview.every == 0:
+            self._vitals.be_patient()
         if self._world.is_main:
             if self._on_preview and recipe.preview and step % recipe.preview.every == 0:
                 with self._spans("preview"):
@@ -236,38 +266,53 @@ class Trainer:
         Raises:
             NonFiniteError: loss or gradients are not finite, before the update, on every rank.
         """
+        start = time.perf_counter()
         lr = learning_rate(self.recipe.optim.schedule, self.recipe.optim.lr, self.state.step)
         for group in self.state.optimizer.param_groups:
             group["lr"] = lr
 
+        self._vitals.begin(self.state.step)
         self._gradients.zero()
         micros = []
         for i in range(self.recipe.accumulation):
+            self._vitals.await_micro(i)
             with self._spans("data"):
                 batch = next(batches)
+                if self._spikes is not None:
+                    batch = self._spikes.pass_over(batch, epoch)
                 with self._groups.use(batch.degree):
                     batch = agree_on_rows(batch, self._groups).to(self._world.device)
             self._gradients.expect(last=i == self.recipe.accumulation - 1)
             self._report_unreadable(batch)
+            self._vitals.hold(bucket_label(batch.bucket), batch)
             if not batch.empty:
                 draws = Draws(self.recipe.seed, epoch, int(batch.rows[0]), self._world.device)
                 micros.append(self._forward_backward(batch, draws))
             elif self._engine.sharded:
                 self._take_part()
-        with self._spans("reduce"):
+        with self._spans("reduce"), self._meters.waits.stream():
             own_norm = self._gradients.finish()
 
         with self._spans("optimizer"):
             if self.state.scaler.is_enabled():
                 self.state.scaler.unscale_(self.state.optimizer)
             norm = self._gradients.norm()
-            outcome = self._agree(micros, norm)
+            with self._spans("agree"):
+                outcome = self._agree(micros, norm)
+            if outcome.spike is not None and self._spikes is not None:
+                self._spikes.leave_out(outcome.spike, self._works(micros))
+                self.state.scaler.update()
+                self._vitals.end()
+                return False, outcome.stop
             self._skipped = 0 if outcome.grad_finite else self._skipped + 1
             allowed = MAX_SKIPPED_UPDATES if self.state.scaler.is_enabled() else 0
             if not outcome.loss_finite or self._skipped > allowed:
                 self._refuse(micros, None if own_norm is None else float(own_norm))
             updated = self._update(norm, outcome)
         self._clips += outcome.clips
+        if updated:
+            self.state.useful_s += time.perf_counter() - start
+            self._meters.add_update()
         return updated, outcome.stop
 
     def _forward_backward(self, batch: Batch, draws: Draws) -> _Micro:
@@ -276,7 +321,7 @@ class Trainer:
         with self._spans("backward"):
             loss = report.loss * (batch.weight / self.recipe.accumulation)
             self.state.scaler.scale(loss).backward()
-        return _Micro(batch, report.loss.detach(), report.parts)
+        return _Micro(batch, replace(report, loss=report.loss.detach()))
 
     def _take_part(self) -> None:
         """With nothing to compute: the other ranks wait for this one's part of every block."""
@@ -297,31 +342,62 @@ class Trainer:
                 continue
             if self._world.rank % micro.batch.degree:  # another rank's as well, and counted there
                 continue
-            label = bucket_label(micro.batch.bucket)
-            seen[f"loss/{label}"] += loss
-            seen[f"count/{label}"] += 1
-            seen["samples"] += len(micro.batch.rows)
-            seen["unreadable"] += len(micro.batch.skipped)
-            for name, value in micro.parts.items():
-                seen[f"part/{name}"] += float(value)
+            add_micro_batch(seen, micro.batch, micro.report, loss, self._meters.work)
         seen["bad losses"] = float(sum(not math.isfinite(loss) for loss in losses))
         seen["bad gradients"] = float(not math.isfinite(float(norm)))
         seen["stop"] = float(bool(self._stop))
+        # Of one rank: the same number on all, to the last bit.
+        seen["norm"] = float(norm) if self._world.is_main else 0.0
         seen["failed saves"] = float(self._saver.failed)
-        summed = self._world.sum(torch.tensor(list(seen.values()), dtype=torch.float64))
+        with self._meters.waits.host():
+            summed = self._world.sum(torch.tensor(list(seen.values()), dtype=torch.float64))
         total = dict(zip(seen, summed.tolist(), strict=True))
         if total["failed saves"]:
             self._saver.settle()  # raises, on every rank
 
         grad_finite = not total["bad gradients"]
-        self._pace.samples += int(total["samples"])
-        self.state.window.add(total, grad_norm=float(norm) if grad_finite else None)
+        self._meters.add_step(total)
+        spike = self._judge(total)
+        if spike is None:
+            self.state.window.add(total, grad_norm=float(norm) if grad_finite else None)
         return _Outcome(
             clips=int(total["samples"]),
             loss_finite=not total["bad losses"],
             grad_finite=grad_finite,
             stop=bool(total["stop"]),
+            spike=spike,
         )
+
+    def _judge(self, total: dict[str, float]) -> Spike | None:
+        """Whether the guard leaves this update out, by what is summed over ranks."""
+        guard = self.state.guard
+        if guard is None or not total["samples"]:
+            return None
+        # An overflow of fp16 is no spike: it makes the loss scale smaller.
+        if total["bad gradients"] and not total["bad losses"] and self.state.scaler.is_enabled():
+            return None
+        losses = {
+            label: (total[f"loss/{label}"], int(total[f"count/{label}"]))
+            for label in self._data.labels
+            if total[f"count/{label}"]
+        }
+        spike = guard.judge(losses, total["norm"])
+        if spike is None:
+            guard.accept(losses, total["norm"])
+        return spike
+
+    def _works(self, micros: list[_Micro]) -> list[Work]:
+        """This rank's part of a step."""
+        return [
+            Work(
+                rank=self._world.rank,
+                bucket=bucket_label(micro.batch.bucket),
+                loss=float(micro.loss),
+                rows=[int(row) for row in micro.batch.rows],
+                paths=[self._data.path(int(row)) for row in micro.batch.rows],
+            )
+            for micro in micros
+        ]
 
     def _update(self, norm: Tensor, outcome: _Outcome) -> bool:
         state, limit = self.state, self.recipe.optim.grad_clip
@@ -337,7 +413,6 @@ class Trainer:
         if state.ema is not None:
             state.ema.update(state.model)
         state.step += 1
-        self._pace.steps += 1
         return True
 
     def _refuse(self, micros: list[_Micro], own_norm: float | None) -> NoReturn:
@@ -385,25 +460,21 @@ class Trainer:
                 say(f"rank {self._world.rank}: {text}")
 
     def _write_record(self) -> dict[str, Any]:
-        state, now = self.state, time.perf_counter()
-        pace, self._pace = self._pace, _Pace(now)
-        phases = self._spans.take()
-        aside = phases.get("save", 0.0) + phases.get("preview", 0.0)
-        seconds = now - pace.start - aside
+        state, phases = self.state, self._spans.take()
         lr = learning_rate(self.recipe.optim.schedule, self.recipe.optim.lr, state.step - 1)
         record = {"step": state.step, "epoch": state.epoch, **state.window.record()}
-        record |= {
-            "lr": lr,
-            "samples_per_s": pace.samples / seconds,
-            "step_s": seconds / pace.steps,
-            "data_wait_pct": 100.0 * phases.get("data", 0.0) / seconds,
-        }
+        record |= {"weight_norm": weight_norm(state.trained.values()), "lr": lr}
+        record |= self._meters.take(phases, state.useful_s)
         if state.scaler.is_enabled():
             record["loss_scale"] = state.scaler.get_scale()
         record |= {f"seconds/{name}": spent for name, spent in phases.items()}
+        compared, events = self._vitals.compare()
+        record |= compared
         state.window = Window()
         if self._log is not None:
             self._log.step(record)
+            for text, fields in events:
+                self._log.event(text, **fields)
         return record
 
     def save(self) -> None:
@@ -414,12 +485,3 @@ class Trainer:
         """
         with self._spans("save"):
             self._saver.save()
-
-
-def _keys(labels: list[str], parts: tuple[str, ...]) -> list[str]:
-    """Names of the numbers that ranks sum at each step, the same on every rank."""
-    return [
-        *(f"{kind}/{label}" for label in labels for kind in ("loss", "count")),
-        *(f"part/{name}" for name in parts),
-        *("samples", "unreadable", "bad losses", "bad gradients", "stop", "failed saves"),
-    ]

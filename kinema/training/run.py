@@ -31,6 +31,7 @@ from kinema.training.config import TextToVideoTask, TrainRecipe
 from kinema.training.ema import EMA
 from kinema.training.encode import LatentMemory
 from kinema.training.feed import Feed
+from kinema.training.guard import Guard
 from kinema.training.loop import DTYPES, Trainer
 from kinema.training.meters import Meters
 from kinema.training.optimizer import build_optimizer
@@ -48,6 +49,8 @@ from kinema.training.run_folder import describe, first_start, identity
 from kinema.training.state import TrainState
 from kinema.training.stop import stop_on_signals
 from kinema.training.tasks import Reconstruction, Task, TextToVideo
+from kinema.training.vitals import Vitals
+from kinema.training.watch import watched
 
 OnStep = Callable[[int, dict[str, Any] | None], None]
 
@@ -194,6 +197,9 @@ def train(
             decoders=feed.worker_pids,
             first_start=first_start(run, began) if world.is_main else began,
         )
+        heart = stack.enter_context(watched(recipe, world, run, decoding=feed.decoding))
+        vitals = Vitals(recipe, world, spans, heart=heart, path=feed.path)
+        feed.on_clip = vitals.clip_came
         trainer = Trainer(
             recipe,
             world,
@@ -202,6 +208,7 @@ def train(
             engine,
             groups,
             feed,
+            vitals,
             run=run,
             log=log,
             spans=spans,
@@ -321,6 +328,7 @@ def _new_state(recipe: TrainRecipe, model: nn.Module, feed: Feed, world: World) 
         optimizer=build_optimizer(trained, recipe.optim),
         scaler=torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16"),
         order=feed.order,
+        guard=None if recipe.guard is None else Guard(recipe.guard),
     )
 
 

@@ -68,3 +68,17 @@ def describe(
     }
     starts = [*read_run_json(folder).get("starts", []), entry]
     update_run_json(folder, {"name": recipe.name, "starts": starts})
+
+
+def first_start(folder: Path, began: float) -> float:
+    """When a run began for the first time, seconds since 1970; kept in `run.json`.
+
+    Args:
+        began: when this process began, which counts where it is the first.
+    """
+    known = read_run_json(folder).get("first_start")
+    if known is not None:
+        return datetime.fromisoformat(known).timestamp()
+    when = datetime.fromtimestamp(began, UTC).isoformat(timespec="milliseconds")
+    update_run_json(folder, {"first_start": when})
+    return began

@@ -9,6 +9,8 @@
 | step and epoch | the folder's name |
 | data position | state.json: data |
 | sums since the last logged step | state.json: window |
+| what the guard compares with and passes over | state.json: guard |
+| seconds of updates that count | state.json: useful_s |
 
 The learning rate is a function of the step, and random numbers are functions of seed and data
 position: there is nothing of them to save.
@@ -24,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from kinema.checkpoint.run import Checkpoint
-from kinema.checkpoint.weights import iterate_tensors
 from kinema.config.errors import KinemaError
 from kinema.data.order import SampleOrder
 from kinema.training.ema import EMA
+from kinema.training.guard import Guard
 from kinema.training.optimizer import optimizer_tensors
 from kinema.training.window import Window
 
@@ -40,6 +42,7 @@ class TrainState:
         step: optimizer updates made.
         epoch: of the last update, from 0.
         position: epoch and step of the epoch that come next.
+        useful_s: seconds of the updates that made this state, since the run's first start.
     """
 
     model: nn.Module
@@ -51,6 +54,7 @@ class TrainState:
     epoch: int = 0
     position: tuple[int, int] = (0, 0)
     window: Window = field(default_factory=Window)
+    useful_s: float = 0.0
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -70,6 +74,7 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "data": self.order.state(*self.position),
             "window": self.window.state(),
+            "useful_s": self.useful_s,
         }
 
     def restore(self, checkpoint: Checkpoint, *, data_position: bool) -> None:
@@ -85,7 +90,10 @@ class TrainState:
         if data_position:
             self.position = self.order.restore(values["data"])
             self.window = Window.from_state(values["window"])
+            self.useful_s = values["useful_s"]
             self.epoch = checkpoint.epoch
+            if self.guard is not None:
+                self.guard.restore(values.get("guard"))
         self.step = checkpoint.step
         checkpoint.load_model(self.model, "model")
         if self.ema is not None:
@@ -95,8 +103,7 @@ class TrainState:
                     where=str(checkpoint.path),
                     hint="--ckpt-path takes the weights only and starts a new average",
                 )
-            average = dict(iterate_tensors(checkpoint.path, section="ema"))
-            self.ema.load_state_dict(average, where=str(checkpoint.path))
+            checkpoint.load_tensors("ema", self.ema.state_dict())
         checkpoint.load_optimizer(self.optimizer_tensors())
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(values["scaler"])

@@ -99,7 +99,7 @@ class Trainer:
         components: goes into each checkpoint: see `training.components`.
         saved_step: the step whose checkpoint is in the run folder already.
         on_step: called on rank 0 after each step with (steps done, the logged record or None).
-        on_preview: called on rank 0 every `recipe.preview.every` steps.
+        on_preview: called every `recipe.preview.every` steps, on all ranks.
     """
 
     def __init__(
@@ -240,12 +240,11 @@ class Trainer:
             self.save()
         if recipe.preview and step % recipe.preview.every == 0:
             self._vitals.be_patient()
-        if self._world.is_main:
-            if self._on_preview and recipe.preview and step % recipe.preview.every == 0:
-                with self._spans("preview"):
-                    self._on_preview(self.state)
-            if self._on_step:
-                self._on_step(step, record)
+        if self._on_preview and recipe.preview and step % recipe.preview.every == 0:
+            with self._spans("preview"):
+                self._on_preview(self.state)
+        if self._world.is_main and self._on_step:
+            self._on_step(step, record)
 
     # One step
 

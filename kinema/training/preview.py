@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from kinema.generation.config import GenerateRequest, PipelineConfig
 from kinema.generation.parts import Parts
@@ -14,7 +16,6 @@ from kinema.models.transformer import Transformer
 from kinema.telemetry.run_log import RunLog
 from kinema.training.config import PreviewConfig
 from kinema.training.parts import Frozen
-from kinema.training.state import TrainState
 
 
 class Previewer:
@@ -62,15 +63,18 @@ class Previewer:
             for prompt in wanted.prompts
         ]
 
-    def make(self, state: TrainState, run: Path, log: RunLog) -> None:
-        """Write the videos of this step to `preview/stepS/` of the run folder, and show them."""
-        weights = state.average() or state.model.state_dict()
+    def make(self, weights: Mapping[str, Tensor], step: int, run: Path, log: RunLog) -> None:
+        """Write the videos of a step to `preview/stepS/` of the run folder, and show them.
+
+        Args:
+            weights: whole, on the device.
+        """
         with torch.device("meta"):
             model = build_transformer(self._config.model)
         # The tensors themselves, not copies: sampling only reads them.
         model.load_state_dict(dict(weights), assign=True)
         model.requires_grad_(False).eval()
-        folder = run / "preview" / f"step{state.step}"
+        folder = run / "preview" / f"step{step}"
         for number, clip in enumerate(self._pipeline(model).generate_all(self._requests)):
             path = clip.save(folder / f"{number:02d}{clip.suffix}", overwrite=True)
             log.video(
@@ -78,8 +82,8 @@ class Previewer:
                 path,
                 frames=clip.frames,
                 fps=clip.request.fps,
-                step=state.step,
+                step=step,
             )
         if not self._shared:
             self._text.free()
-        log.event("preview", step=state.step, path=folder.relative_to(run))
+        log.event("preview", step=step, path=folder.relative_to(run))

@@ -22,6 +22,7 @@ from kinema.data.manifest import Manifest
 from kinema.data.plan import render_plan
 from kinema.models.attention_kernels import check_backend
 from kinema.parallel.engine import Engine
+from kinema.parallel.gather import whole
 from kinema.parallel.sequence import SequenceGroups, share_frames
 from kinema.parallel.world import World, open_world
 from kinema.telemetry.run_log import RunLog, say
@@ -220,7 +221,7 @@ def train(
             ),
             saved_step=state.step if continued and state.step else None,
             on_step=on_step,
-            on_preview=partial(previewer.make, run=run, log=log) if previewer and log else None,
+            on_preview=partial(_preview, previewer=previewer, world=world, run=run, log=log),
         )
         finished = trainer.run()
         if log is not None:
@@ -228,6 +229,21 @@ def train(
             more = {} if finished else {"continue_with": f"--load {run}"}
             log.event(text, step=state.step, **more)
         return Result(run, finished, state.step)
+
+
+def _preview(
+    state: TrainState,
+    *,
+    previewer: Previewer | None,
+    world: World,
+    run: Path,
+    log: RunLog | None,
+) -> None:
+    """Videos of this step, by rank 0; the others send it their parts of sharded weights."""
+    averaged = state.average() or state.model.state_dict()
+    weights = whole(averaged, world, lambda _: 0, keep=lambda _, tensor: tensor)
+    if previewer is not None and log is not None:
+        previewer.make(weights, state.step, run, log)
 
 
 def _previous(recipe: TrainRecipe, start: Start, world: World) -> _Previous | None:

@@ -197,8 +197,9 @@ def parse_sizes(text: str) -> list[int]:
 
 def report(found: Bandwidth) -> str:
     """A table for people."""
+    where = f"{found.nodes} node{'s' if found.nodes > 1 else ''}"
     lines = [
-        f"all-reduce over {found.processes} processes on {found.nodes} node{'s' * (found.nodes > 1)} ({found.backend})",
+        f"all-reduce over {found.processes} processes on {where} ({found.backend})",
         f"{'bytes':>14} {'time ms':>10} {'algorithm GB/s':>15} {'bus GB/s':>10}",
     ]
     for one in found.sizes:

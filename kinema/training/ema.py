@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -50,27 +48,5 @@ class EMA:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged model under the model's own names: float32 where averaged. The tensors
-        are the live ones; `update` changes them in place."""
+        are the live ones: `update` changes them in place, and a checkpoint fills them."""
         return dict(self._state)
-
-    def load_state_dict(self, state: Mapping[str, Tensor], *, where: str) -> None:
-        """Continue from a saved average.
-
-        Args:
-            where: the file it comes from, for the message.
-
-        Raises:
-            KinemaError: another model's: names or shapes differ.
-        """
-        missing, unexpected = self._state.keys() - state.keys(), state.keys() - self._state.keys()
-        shapes = [n for n in self._state.keys() & state if self._state[n].shape != state[n].shape]
-        if missing or unexpected or shapes:
-            raise KinemaError(
-                f"this average belongs to another model: {len(missing)} tensors missing, "
-                f"{len(unexpected)} unexpected, {len(shapes)} of another shape, for example "
-                f"{min([*missing, *unexpected, *shapes])!r}",
-                where=where,
-                hint="load it with the recipe that it was trained with",
-            )
-        for name, value in self._state.items():
-            value.copy_(state[name])

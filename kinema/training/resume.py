@@ -13,6 +13,7 @@ MAY_CHANGE = (
     "optim.lr",
     "optim.schedule",
     "optim.grad_clip",
+    "accumulation",
     "epochs",
     "max_steps",
     "log_every",
@@ -40,11 +41,11 @@ MAY_CHANGE = (
     "data.max_bad_fraction",
 )
 """Keys (and all below them) that `--load` takes from the new recipe. Another manifest under
-`data.path` must hold the same rows: the data position carries its fingerprint."""
+`data.path` must hold the same rows: the data position carries its fingerprint. Another number of
+micro-batches keeps the clips of a step where the number of ranks changes."""
 
 MAY_CHANGE_WITH_NEW_POSITION = (
     "data",
-    "accumulation",
     "seed",
     "text_cache",
     "latent_cache",

@@ -45,6 +45,7 @@ from kinema.training.parts import (
     text_weights_of,
 )
 from kinema.training.preview import Previewer
+from kinema.training.reopen import open_verified
 from kinema.training.resume import check_changes
 from kinema.training.run_folder import describe, first_start, identity
 from kinema.training.state import TrainState
@@ -261,7 +262,7 @@ def _previous(recipe: TrainRecipe, start: Start, world: World) -> _Previous | No
         # Killed before its first save: a restart by a script must not need another command.
         notes.append(f"no checkpoint in {run} yet: beginning at step 0")
         return _Previous(run, None, changed, notes)
-    checkpoint = Checkpoint.open(start.load)
+    checkpoint = open_verified(start.load, world)
     notes += checkpoint.warnings
     world.barrier()  # all have found it before newer ones are moved
     if world.is_main and not start.from_scratch:

@@ -214,7 +214,7 @@ def test_what_may_change_on_resume_is_logged_and_the_rest_refused(
 ) -> None:
     recipe = smoke(manifest, tmp_path, "max_steps=1")
     first = train(recipe)
-    for key in ("model.depth=2", "seed=7", "accumulation=2", "optim.eps=1e-4", "ema_decay=0.5"):
+    for key in ("model.depth=2", "seed=7", "optim.eps=1e-4", "ema_decay=0.5"):
         with pytest.raises(KinemaError, match=key.partition("=")[0]):
             train(smoke(manifest, tmp_path, "max_steps=2", key), Start(load=first.run))
     train(smoke(manifest, tmp_path, "max_steps=2", "optim.lr=1e-5"), Start(load=first.run))

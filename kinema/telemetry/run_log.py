@@ -6,7 +6,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -29,7 +30,8 @@ class RunLog:
     - `events.jsonl`: what happened besides (started, resumed, saved), with times, never cut;
     - `tensorboard/`; Weights & Biases.
 
-    Each record is on disk when `step` returns, as far as a killed process is concerned.
+    Each record is on disk when `step` returns, as far as a killed process is concerned. A tracker
+    that fails later on (network, disk) costs one warning, and no run.
 
     Args:
         folder: the run folder, which exists.
@@ -37,6 +39,7 @@ class RunLog:
         wandb: also to Weights & Biases.
         resume_step: the run goes on after this step: records of later steps, which the run is
             about to repeat, are dropped.
+        about: the run's configuration as plain data, for Weights & Biases.
 
     Raises:
         KinemaError: Weights & Biases is asked for and not installed or not reachable.
@@ -49,11 +52,13 @@ class RunLog:
         tensorboard: bool = True,
         wandb: WandbConfig | None = None,
         resume_step: int | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
-        folder = Path(folder)
+        folder = self._folder = Path(folder)
         if resume_step is not None:
             _drop_records_after(folder / "log.jsonl", resume_step)
         self._event_file = self._wandb = None
+        self._failed: set[str] = set()
         if tensorboard:
             from kinema.telemetry.event_file import EventFile
 
@@ -61,7 +66,7 @@ class RunLog:
         if wandb is not None:
             from kinema.telemetry.wandb_run import WandbRun
 
-            self._wandb = WandbRun(folder, wandb)
+            self._wandb = WandbRun(folder, wandb, about=about)
         self._steps = (folder / "log.jsonl").open("a", encoding="utf-8")
         self._events = (folder / "events.jsonl").open("a", encoding="utf-8")
 
@@ -71,21 +76,33 @@ class RunLog:
         Args:
             record: `step` (an integer) and JSON values, named with their unit: `loss`, `lr`,
                 `grad_norm`, `samples_per_s`, `data_wait_pct`, `step_s`. A name with a slash is
-                one of a breakdown (`loss/144p-51`): recorded, left out of the printed line.
+                one of a breakdown (`loss/144p-51`): recorded, left out of the printed line
+                (`step_line`).
                 Numbers also become curves. Not-finite numbers become null in the JSON.
         """
         step = record["step"]
         assert isinstance(step, int)
         _append(self._steps, {**record, "time": _now()})
-        say(_line(record))
+        say(step_line(record))
         curves = {
             key: float(value)
             for key, value in record.items()
             if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
         }
-        for tracker in (self._event_file, self._wandb):
-            if tracker is not None:
-                tracker.scalars(curves, step)
+        if self._event_file is not None:
+            with self._kept_going("TensorBoard"):
+                self._event_file.scalars(curves, step)
+        if self._wandb is not None:
+            with self._kept_going("Weights & Biases"):
+                self._wandb.scalars(curves, step)
+
+    def rewind(self, step: int) -> None:
+        """The run goes back: what was recorded of later steps is about to be repeated."""
+        self._steps.close()
+        _drop_records_after(self._folder / "log.jsonl", step)
+        self._steps = (self._folder / "log.jsonl").open("a", encoding="utf-8")
+        if self._event_file is not None:
+            self._event_file.forget_after(step)
 
     def video(
         self, tag: str, path: Path | str, *, frames: NDArray[np.uint8], fps: float, step: int
@@ -97,9 +114,11 @@ class RunLog:
             frames: the same clip, uint8 `[T, H, W, 3]`, for TensorBoard's animated image.
         """
         if self._event_file is not None:
-            self._event_file.video(tag, frames, fps, step)
+            with self._kept_going("TensorBoard"):
+                self._event_file.video(tag, frames, fps, step)
         if self._wandb is not None:
-            self._wandb.video(tag, Path(path), step)
+            with self._kept_going("Weights & Biases"):
+                self._wandb.video(tag, Path(path), step)
 
     def event(self, text: str, **fields: Any) -> None:
         """Print and record something that happened: `log.event("saved", path=..., step=500)`."""
@@ -108,11 +127,28 @@ class RunLog:
 
     def close(self) -> None:
         """Finish the files and the trackers' runs."""
+        if self._event_file is not None:
+            with self._kept_going("TensorBoard"):
+                self._event_file.close()
+        if self._wandb is not None:
+            with self._kept_going("Weights & Biases"):
+                self._wandb.close()
         self._steps.close()
         self._events.close()
-        for tracker in (self._event_file, self._wandb):
-            if tracker is not None:
-                tracker.close()
+
+    @contextmanager
+    def _kept_going(self, tracker: str) -> Iterator[None]:
+        """Around a call of a tracker: whatever it raises, the run goes on. It is tried again at
+        the next record, and its first failure alone is told."""
+        try:
+            yield
+        except Exception as error:  # of a library, a network, a disk
+            if tracker not in self._failed:
+                self._failed.add(tracker)
+                self.event(
+                    f"{tracker} failed; the run goes on, and log.jsonl has every record",
+                    error=f"{type(error).__name__}: {error}",
+                )
 
     def __enter__(self) -> Self:
         return self
@@ -172,13 +208,45 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    shown = {k: v for k, v in record.items() if "/" not in k and isinstance(v, (int, float, str))}
-    return " | ".join(f"{key} {_shown(value)}" for key, value in shown.items())
+def step_line(record: Mapping[str, Any]) -> str:
+    """A record as a person reads it: what has no slash in its name, units spelled out."""
+    unprinted = {*UNPRINTED, "samples_per_s"} if "tokens_per_s" in record else UNPRINTED
+    words = []
+    for key, value in record.items():
+        if "/" in key or key in unprinted or not isinstance(value, (int, float, str)):
+            continue
+        if key in PRINTED and not isinstance(value, str):
+            words.append(PRINTED[key](value))
+        else:
+            words.append(f"{key} {_shown(value)}")
+    return " | ".join(words)
+
+
+PRINTED: dict[str, Callable[[float], str]] = {
+    "step_s": "{:.3g} s/step".format,
+    "samples_per_s": "{:.3g} samples/s".format,
+    "tokens_per_s": lambda value: f"{_large(value)} tokens/s",
+    "mfu_pct": "MFU {:.1f}%".format,
+    "data_wait_pct": "data wait {:.1f}%".format,
+    "collective_wait_pct": "rank wait {:.1f}%".format,
+    "goodput_pct": "goodput {:.1f}%".format,
+}
+"""How the line has some fields; the others stand there as `name value`."""
+UNPRINTED = {"weight_norm", "tflops_per_rank"}
+"""Fields that would make the line too long to read."""
+
+
+def _large(value: float) -> str:
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g}{letter}"
+    return f"{value:.3g}"
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
 def _now() -> str:

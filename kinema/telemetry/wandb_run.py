@@ -14,11 +14,16 @@ from kinema.telemetry.run_json import read_run_json, update_run_json
 class WandbRun:
     """Opens the run that `run.json` names, or a new one, whose id goes into `run.json`.
 
+    Args:
+        about: the run's configuration as the page shows it: the recipe as plain data.
+
     Raises:
         KinemaError: wandb is not installed, or it cannot open the run.
     """
 
-    def __init__(self, folder: Path, config: WandbConfig) -> None:
+    def __init__(
+        self, folder: Path, config: WandbConfig, *, about: Mapping[str, Any] | None = None
+    ) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -37,6 +42,9 @@ class WandbRun:
                 dir=str(folder),
                 id=known.get("id"),
                 resume="allow",
+                config=None if about is None else dict(about),
+                # A resume may have changed what a recipe may change.
+                allow_val_change=True,
             )
         except wandb.Error as error:
             raise KinemaError(

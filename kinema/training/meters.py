@@ -138,13 +138,10 @@ class Meters:
         now = time.perf_counter()
         pace, self._pace = self._pace, _Pace(now)
         seconds = now - pace.start - sum(phases.get(name, 0.0) for name in ASIDE)
-        ranks = self._all_ranks(
-            {
-                "data": phases.get("data", 0.0),
-                "collective": self.waits.take() if self._world.size > 1 else 0.0,
-                **self._memory(),
-            }
-        )
+        waited = {"data": phases.get("data", 0.0)}
+        if self._world.size > 1:
+            waited["collective"] = self.waits.take()
+        ranks = self._all_ranks({**waited, **self._memory()})
         result: dict[str, Any] = {
             "step_s": seconds / pace.steps,
             "samples_per_s": pace.samples / seconds,
@@ -154,13 +151,13 @@ class Meters:
         tflops = pace.tflop / seconds / self._world.size
         result["tflops_per_rank"] = tflops
         result["mfu_pct"] = None if self._peak is None else 100.0 * tflops / self._peak
-        for name in ("data", "collective"):
-            waited = ranks[name]
-            worst = int(waited.argmax())
-            result[f"{name}_wait_pct"] = 100.0 * float(waited.mean()) / seconds
-            result[f"wait/{name}_s"] = float(waited.mean())
+        for name in waited:
+            spent = ranks[name]
+            result[f"{name}_wait_pct"] = 100.0 * float(spent.mean()) / seconds
+            result[f"wait/{name}_s"] = float(spent.mean())
             if self._world.size > 1:
-                result[f"wait/{name}_worst_pct"] = 100.0 * float(waited[worst]) / seconds
+                worst = int(spent.argmax())
+                result[f"wait/{name}_worst_pct"] = 100.0 * float(spent[worst]) / seconds
                 result[f"wait/{name}_worst_rank"] = worst
         result["goodput_pct"] = 100.0 * useful_s / max(time.time() - self._first_start, 1e-9)
         memory = [name for name in ranks if name.startswith("memory/")]

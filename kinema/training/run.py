@@ -17,6 +17,7 @@ from kinema.checkpoint.folder import checkpoint_folders
 from kinema.checkpoint.run import Checkpoint, clean_leftovers, new_run_folder
 from kinema.config.errors import ConfigError, KinemaError
 from kinema.config.recipe import load_recipe
+from kinema.config.settings import to_dict
 from kinema.data.loader import KnownClips
 from kinema.data.manifest import Manifest
 from kinema.data.plan import render_plan
@@ -380,7 +381,11 @@ def _describe(
 def _open_log(run: Path, recipe: TrainRecipe, resume_step: int | None) -> RunLog:
     tracking = recipe.tracking
     return RunLog(
-        run, tensorboard=tracking.tensorboard, wandb=tracking.wandb, resume_step=resume_step
+        run,
+        tensorboard=tracking.tensorboard,
+        wandb=tracking.wandb,
+        resume_step=resume_step,
+        about=to_dict(recipe),
     )
 
 

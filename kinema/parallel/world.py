@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 
 from kinema.config.errors import KinemaError
 
@@ -59,6 +60,17 @@ class World:
         values = [value]
         dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
         return values[0]
+
+    def wait_at_most(self, seconds: float) -> None:
+        """From now on, how long a collective operation of any group waits for other ranks.
+
+        Longer than that, and NCCL ends this process; gloo raises an error.
+        """
+        if self.size == 1:
+            return
+        limit = timedelta(seconds=seconds)
+        for group in list(c10d._world.pg_map):
+            c10d._set_pg_timeout(limit, group)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -26,8 +26,12 @@ class EventFile:
     def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
         self._writer = EventFileWriter(str(folder))
         if resume_step is not None:
-            start = SessionLog(status=SessionLog.START)
-            self._add(Event(step=resume_step + 1, session_log=start))
+            self.forget_after(resume_step)
+
+    def forget_after(self, step: int) -> None:
+        """Later steps come anew: TensorBoard forgets what it was told about them."""
+        start = SessionLog(status=SessionLog.START)
+        self._add(Event(step=step + 1, session_log=start))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Numbers by tag."""

@@ -106,19 +106,21 @@ class Heartbeat:
         state.step, state.micro, state.order, state.expected_s = step, 0, 0, 0.0
         self.beat()
 
-    def hold(
-        self, micro: int, bucket: str, clips: Sequence[str], *, expected_s: float, first: bool
-    ) -> None:
+    def await_micro(self, micro: int) -> None:
+        """The `micro`-th micro-batch of the step, from 0, is awaited."""
+        self.state.micro = micro
+        self.beat()
+
+    def hold(self, bucket: str, clips: Sequence[str], *, expected_s: float, first: bool) -> None:
         """A micro-batch is at hand.
 
         Args:
-            micro: which of the step, from 0.
             clips: its files.
             expected_s: seconds that its work should take; 0 where nothing is known yet.
             first: nothing like it was done before, so that it may take much longer.
         """
         state = self.state
-        state.micro, state.bucket = micro, bucket
+        state.bucket = bucket
         state.clips, state.count = list(clips[:MOST_CLIPS]), len(clips)
         state.expected_s, state.first = expected_s, first
         self.beat()

@@ -24,6 +24,8 @@ from kinema.training import nonfinite
 from kinema.training.agree import agree_on_rows
 from kinema.training.config import TrainRecipe
 from kinema.training.draws import Draws
+from kinema.training.feed import bucket_label
+from kinema.training.guard import Spike, Work
 from kinema.training.meters import Meters, add_micro_batch, step_keys, weight_norm
 from kinema.training.saving import Saver
 from kinema.training.schedule import learning_rate
@@ -32,6 +34,7 @@ from kinema.training.stand_in import stand_in_loss
 from kinema.training.state import TrainState
 from kinema.training.stop import StopRequest
 from kinema.training.tasks import LossReport, Task
+from kinema.training.vitals import Vitals
 from kinema.training.window import Window
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -145,7 +148,7 @@ class Trainer:
         self._gradients = engine.gradients(state.trained)
         if engine.sharded:
             meters.waits.watch(state.model)
-        shared = ("bad losses", "bad gradients", "stop", "failed saves")
+        shared = ("bad losses", "bad gradients", "norm", "stop", "failed saves")
         self._keys = [*step_keys(data.labels, task.parts), *shared]
         self._skipped = 0  # updates in a row that fp16 overflow has cost
         self._clips = 0  # trained on in this epoch, by all ranks, since this process began it
@@ -215,6 +218,7 @@ class Trainer:
         assert self._spikes is not None
         self._vitals.be_patient()
         with self._spans("save"):
+            self._saver.settle()
             step = self._spikes.go_back(
                 restore=lambda checkpoint: self.state.restore(checkpoint, data_position=True)
             )
@@ -222,8 +226,7 @@ class Trainer:
             last = index + 1 == num_steps
             self.state.position = (epoch + 1, 0) if last else (epoch, index + 1)
             return
-        self._saved_step = step
-        self._pace = _Pace(time.perf_counter())
+        self._saver.went_back(step)
 
     def _finished(self) -> bool:
         limit = self.recipe.max_steps
@@ -240,9 +243,9 @@ class Trainer:
             self.save()
         if recipe.preview and step % recipe.preview.every == 0:
             self._vitals.be_patient()
-        if self._on_preview and recipe.preview and step % recipe.preview.every == 0:
-            with self._spans("preview"):
-                self._on_preview(self.state)
+            if self._on_preview:
+                with self._spans("preview"):
+                    self._on_preview(self.state)
         if self._world.is_main and self._on_step:
             self._on_step(step, record)
 
@@ -309,6 +312,7 @@ class Trainer:
                 self._refuse(micros, None if own_norm is None else float(own_norm))
             updated = self._update(norm, outcome)
         self._clips += outcome.clips
+        self._vitals.end()
         if updated:
             self.state.useful_s += time.perf_counter() - start
             self._meters.add_update()
@@ -482,5 +486,6 @@ class Trainer:
         Raises:
             CheckpointError: it could not be written, or the one before; on every rank.
         """
+        self._vitals.be_patient()
         with self._spans("save"):
             self._saver.save()

@@ -55,6 +55,7 @@ class TrainState:
     position: tuple[int, int] = (0, 0)
     window: Window = field(default_factory=Window)
     useful_s: float = 0.0
+    guard: Guard | None = None
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -75,6 +76,7 @@ class TrainState:
             "data": self.order.state(*self.position),
             "window": self.window.state(),
             "useful_s": self.useful_s,
+            "guard": None if self.guard is None else self.guard.state(),
         }
 
     def restore(self, checkpoint: Checkpoint, *, data_position: bool) -> None:

@@ -157,6 +157,12 @@ class RunLog:
         self.close()
 
 
+def append_event(folder: Path | str, text: str, **fields: Any) -> None:
+    """Record in `events.jsonl` what another process than the run's own has to say of it."""
+    with (Path(folder) / "events.jsonl").open("a", encoding="utf-8") as file:
+        _append(file, {"event": text, **fields, "time": _now()})
+
+
 def say(text: str) -> None:
     """One line on stderr, above a progress bar where there is one."""
     try:

@@ -51,7 +51,7 @@ def main(gpu: list[list[str]], rows: list[list[str]], folders: list[str]) -> dic
             "memlock": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
             "nofile": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         },
-        "memory": machine.memory(),
+        "cores": len(os.sched_getaffinity(0)),
     }
 
 

@@ -1,0 +1,229 @@
+"""All checks of all nodes, and a verdict of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kinema.cluster import bandwidth, clocks, gpu, gpu_checks, link_checks, node_checks, same
+from kinema.cluster.clocks import Clock
+from kinema.cluster.hostfile import Host
+from kinema.cluster.readings import readings
+from kinema.cluster.remote import Answer, ask
+from kinema.cluster.ssh import Problem, Ssh
+from kinema.cluster.verdict import Check, Limits, Status, worst
+
+LOOK_S = 120.0
+HASH_S = 3600.0
+"""For weights: some hundred GB from a busy disk."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to look at.
+
+    Attributes:
+        folder: where training runs, on the nodes.
+        python: interpreter that trains, on the nodes.
+        disks: folders for outputs and data.
+        weights: files or folders that must be the same everywhere.
+        test: of bandwidth; None: not measured.
+    """
+
+    folder: str
+    python: str
+    disks: tuple[str, ...]
+    weights: tuple[str, ...] = ()
+    test: bandwidth.Test | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass
+class Health:
+    """What was found.
+
+    Attributes:
+        nodes: checks by node.
+        together: checks that concern no single node.
+        readings: figures by node, of nodes that answered.
+    """
+
+    nodes: dict[str, list[Check]]
+    together: list[Check] = field(default_factory=list)
+    readings: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def verdict(self, node: str) -> Status:
+        return worst(self.nodes[node])
+
+    @property
+    def statuses(self) -> list[Status]:
+        """Of the nodes, and of what concerns all."""
+        return [*(self.verdict(node) for node in self.nodes), worst(self.together)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "verdict": max(self.statuses, key=("ok", "warning", "error").index),
+            "nodes": {
+                node: {
+                    "verdict": self.verdict(node),
+                    "checks": [check.as_dict() for check in checks],
+                    "readings": self.readings.get(node, {}),
+                }
+                for node, checks in self.nodes.items()
+            },
+            "together": [check.as_dict() for check in self.together],
+        }
+
+
+Advance = Callable[[str], None]
+"""Called with the name of each step's node when it is done."""
+
+
+class Examiner:
+    """Looks at hosts, once or again and again.
+
+    Args:
+        done: told of each node and step that is done.
+    """
+
+    def __init__(
+        self, ssh: Ssh, hosts: Sequence[Host], wanted: Wanted, done: Advance = lambda _: None
+    ) -> None:
+        self._ssh, self._hosts, self._wanted, self._done = ssh, list(hosts), wanted, done
+        self._slots = {host.name: host.slots for host in hosts}
+
+    def whole(self) -> Health:
+        """All checks, the slow ones (versions, weights, bandwidth) among them."""
+        health, looks = self._quick()
+        there = [host for host in self._hosts if host.name in looks]
+        self._add(health, self._versions(there))
+        if self._wanted.test is not None:
+            self._bandwidth(health, there, looks)
+        return health
+
+    def quick(self) -> Health:
+        """Hardware, links, clocks, disks: what may change in a run."""
+        return self._quick()[0]
+
+    def _quick(self) -> tuple[Health, dict[str, Mapping[str, Any]]]:
+        wanted = self._wanted
+        answers = self._ask(
+            self._hosts,
+            "look_over",
+            LOOK_S,
+            "python3",
+            gpu=gpu.names(gpu.HEALTH_FIELDS),
+            rows=gpu.rows_names(),
+            folders=_absolute(wanted.disks, wanted.folder),
+        )
+        health = Health({host.name: [] for host in self._hosts})
+        looks: dict[str, Mapping[str, Any]] = {}
+        for answer in answers:
+            name = answer.host.name
+            if answer.problem is not None:
+                health.nodes[name].append(_unreachable(answer.problem))
+            else:
+                looks[name] = answer.value
+        apart = self._clocks(health, [host for host in self._hosts if host.name in looks])
+        for name, look in looks.items():
+            checks = health.nodes[name]
+            checks += gpu_checks.check(look, self._slots[name], wanted.limits)
+            checks += link_checks.check(look)
+            checks += node_checks.check(look, wanted.limits)
+            health.readings[name] = readings(look, apart.get(name))
+        self._add(health, same.hardware(looks))
+        return health, looks
+
+    def _clocks(self, health: Health, hosts: Sequence[Host]) -> dict[str, Clock]:
+        measured: dict[str, Clock] = {}
+        for host, clock in zip(hosts, clocks.measure(self._ssh, hosts), strict=True):
+            self._done(host.name)
+            if isinstance(clock, Problem):
+                check = Check("clock", "warning", f"not measured: {clock.what}", cure=clock.cure)
+                health.nodes[host.name].append(check)
+            else:
+                measured[host.name] = clock
+        apart = clocks.against_the_middle(measured)
+        for name, clock in apart.items():
+            health.nodes[name].append(node_checks.clock(clock, self._wanted.limits))
+        return apart
+
+    def _versions(self, hosts: Sequence[Host]) -> same.Found:
+        wanted = self._wanted
+        time_limit = HASH_S if wanted.weights else LOOK_S
+        answers = self._ask(
+            hosts,
+            "versions",
+            time_limit,
+            wanted.python,
+            folder=wanted.folder,
+            files=list(wanted.weights),
+        )
+        found = {a.host.name: a.value for a in answers if a.problem is None}
+        checks = same.software(found)
+        for answer in answers:
+            if answer.problem is not None:
+                name, value = answer.host.name, f"{wanted.python}: {answer.problem.what}"
+                checks[name] = [Check("python", "error", value, cure="kinema cluster setup")]
+        return checks
+
+    def _bandwidth(
+        self, health: Health, hosts: Sequence[Host], looks: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        test = self._wanted.test
+        assert test is not None
+        # A node without Kinema would fail the measurement of all the others.
+        able = [
+            host
+            for host in hosts
+            if not any(
+                check.status == "error" and check.name in ("python", "torch", "kinema")
+                for check in health.nodes[host.name]
+            )
+        ]
+        left_out = [host.name for host in self._hosts if host not in able]
+        gpus = [len(gpu_checks.gpus_of(looks[host.name])) for host in able]
+        nodes = bandwidth.nodes_of(able, gpus, [looks[h.name]["cores"] for h in able])
+        if sum(node.processes for node in nodes) < 2:
+            value = "not measured: one process has nobody to talk to"
+            health.together.append(Check("bandwidth", "ok", value))
+            return
+        checks = bandwidth.examine(nodes, bandwidth.over_ssh(self._ssh, test), self._wanted.limits)
+        health.together += checks.pop("")
+        if left_out:
+            value = f"without {', '.join(left_out)}, which cannot take part"
+            health.together.append(Check("bandwidth nodes", "warning", value))
+        self._add(health, checks)
+        for host in self._hosts:
+            self._done(host.name)
+
+    def _ask(
+        self, hosts: Iterable[Host], module: str, timeout_s: float, python: str, **given: Any
+    ) -> list[Answer]:
+        def one(host: Host) -> Answer:
+            answer = ask(self._ssh, [host], module, timeout_s=timeout_s, python=python, **given)[0]
+            self._done(host.name)
+            return answer
+
+        return self._ssh.each(hosts, one)
+
+    def _add(self, health: Health, found: same.Found) -> None:
+        for name, checks in found.items():
+            health.nodes[name] += checks
+
+
+def steps(wanted: Wanted) -> int:
+    """How often `done` is called for each node by `Examiner.whole`."""
+    return 3 if wanted.test is None else 4
+
+
+def _unreachable(problem: Problem) -> Check:
+    return Check("connection", "error", problem.what, cure=problem.cure)
+
+
+def _absolute(disks: Iterable[str], folder: str) -> list[str]:
+    return [
+        disk if disk.startswith(("/", "~")) else f"{folder.rstrip('/')}/{disk}" for disk in disks
+    ]

@@ -109,8 +109,9 @@ class StepBytes:
         pixels = torch.empty(portion, 3, height, width, device=META)
         with torch.no_grad():
             spatial = self._peak(lambda: module.encode_frames(pixels))
-        # Frames of the chunk one after another; moments of all, then mean, variance and noise.
-        of_chunk = 4 * 3 * height * width * images + 2 * place * images
+        # Frames of the chunk one after another (a copy, for more than one clip), and all moments.
+        copied = 4 * 3 * height * width * images if clips > 1 else 0
+        of_chunk = copied + 2 * place * images
         peak = spatial + of_chunk
         if isinstance(vae, VideoVAE):
             x = torch.empty(clips, channels, chunk, rows, columns, device=META)
@@ -247,7 +248,7 @@ def text_features(text: TextConfig | None, clips: int) -> tuple[Tensor | None, T
 
 def _backward(loss: Tensor) -> None:
     """`loss.backward()`, in which function modes stay on for what is recomputed."""
-    torch.autograd.Variable._execution_engine.run_backward(  # type: ignore[no-untyped-call]
+    torch.autograd.Variable._execution_engine.run_backward(
         (loss,), (torch.ones_like(loss),), False, False, (), True, True
     )
 

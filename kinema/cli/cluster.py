@@ -12,7 +12,10 @@ app = typer.Typer(
     help="Set up, start, watch and stop training on many machines (OpenSSH underneath).",
 )
 
-PARTS: tuple[str, ...] = ("cluster_launch",)
+PARTS: tuple[str, ...] = (
+    "cluster_launch",
+    "cluster_processes",
+)
 """Modules of this folder that add commands to the group; each has `register_cluster(app)`."""
 
 

@@ -106,7 +106,9 @@ def as_text(job: Job, nodes: Sequence[Node], meeting: Meeting) -> str:
     """A line for a shell per node, under the node's name."""
     lines = []
     for index, node in enumerate(nodes):
-        lines.append(f"# on {node.host.name}: {node.processes} processes")
+        lines.append(
+            f"# on {node.host.name}: {node.processes} process{'es' if node.processes > 1 else ''}"
+        )
         variables = " ".join(f"{k}={shlex.quote(v)}" for k, v in environment(job, node).items())
         words = quoted(torchrun(job, nodes, index, meeting, logs=None))
         lines.append(f"cd {shlex.quote(job.folder)} && {variables} {words}")

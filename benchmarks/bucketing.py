@@ -16,10 +16,10 @@ from datetime import date
 from typing import Any
 
 import numpy as np
-from openvid_like import openvid_like
 
 from kinema.config.recipe import load_recipe
 from kinema.data.buckets import BucketTable, keyed_draw
+from kinema.data.like import openvid_like
 from kinema.data.order import SampleOrder
 from kinema.training.config import TrainRecipe
 from kinema.training.cost import bucket_cost

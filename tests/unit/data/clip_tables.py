@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.openvid_like import openvid_like
 from kinema.config.recipe import load_recipe
 from kinema.data.buckets import BucketTable
+from kinema.data.like import openvid_like
 from kinema.data.manifest import Manifest
 from kinema.data.order import Cost, Degree, SampleOrder
 from kinema.training.config import TrainRecipe

@@ -47,11 +47,23 @@ class Health:
         nodes: checks by node.
         together: checks that concern no single node.
         readings: figures by node, of nodes that answered.
+        looks: what `on_node/look_over.py` found, by node, of nodes that answered.
     """
 
     nodes: dict[str, list[Check]]
     together: list[Check] = field(default_factory=list)
     readings: dict[str, dict[str, float]] = field(default_factory=dict)
+    looks: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def add(self, found: same.Found) -> None:
+        """More checks of nodes."""
+        for name, checks in found.items():
+            self.nodes[name] += checks
+
+    def joined(self, other: Health) -> Health:
+        """The checks of both; the rest is this one's."""
+        nodes = {node: [*checks, *other.nodes[node]] for node, checks in self.nodes.items()}
+        return Health(nodes, [*self.together, *other.together], self.readings, self.looks)
 
     def verdict(self, node: str) -> Status:
         return worst(self.nodes[node])
@@ -77,37 +89,29 @@ class Health:
         }
 
 
-Advance = Callable[[str], None]
-"""Called with the name of each step's node when it is done."""
+Advance = Callable[[int, str], None]
+"""Called with the number of steps done and what they were; 0: what begins now."""
 
 
 class Examiner:
     """Looks at hosts, once or again and again.
 
     Args:
-        done: told of each node and step that is done.
+        done: told of each step on each node that is done.
     """
 
     def __init__(
-        self, ssh: Ssh, hosts: Sequence[Host], wanted: Wanted, done: Advance = lambda _: None
+        self,
+        ssh: Ssh,
+        hosts: Sequence[Host],
+        wanted: Wanted,
+        done: Advance = lambda count, note: None,
     ) -> None:
         self._ssh, self._hosts, self._wanted, self._done = ssh, list(hosts), wanted, done
         self._slots = {host.name: host.slots for host in hosts}
 
-    def whole(self) -> Health:
-        """All checks, the slow ones (versions, weights, bandwidth) among them."""
-        health, looks = self._quick()
-        there = [host for host in self._hosts if host.name in looks]
-        self._add(health, self._versions(there))
-        if self._wanted.test is not None:
-            self._bandwidth(health, there, looks)
-        return health
-
     def quick(self) -> Health:
         """Hardware, links, clocks, disks: what may change in a run."""
-        return self._quick()[0]
-
-    def _quick(self) -> tuple[Health, dict[str, Mapping[str, Any]]]:
         wanted = self._wanted
         answers = self._ask(
             self._hosts,
@@ -119,27 +123,39 @@ class Examiner:
             folders=_absolute(wanted.disks, wanted.folder),
         )
         health = Health({host.name: [] for host in self._hosts})
-        looks: dict[str, Mapping[str, Any]] = {}
         for answer in answers:
             name = answer.host.name
             if answer.problem is not None:
                 health.nodes[name].append(_unreachable(answer.problem))
             else:
-                looks[name] = answer.value
-        apart = self._clocks(health, [host for host in self._hosts if host.name in looks])
-        for name, look in looks.items():
+                health.looks[name] = answer.value
+        apart = self._clocks(health, [h for h in self._hosts if h.name in health.looks])
+        for name, look in health.looks.items():
             checks = health.nodes[name]
             checks += gpu_checks.check(look, self._slots[name], wanted.limits)
             checks += link_checks.check(look)
             checks += node_checks.check(look, wanted.limits)
             health.readings[name] = readings(look, apart.get(name))
-        self._add(health, same.hardware(looks))
-        return health, looks
+        health.add(same.hardware(health.looks))
+        return health
+
+    def slow(self, quick: Health) -> Health:
+        """Versions, weights, bandwidth: what is looked at once.
+
+        Args:
+            quick: what `quick` found; nodes that did not answer it are left out.
+        """
+        hosts = [host for host in self._hosts if host.name in quick.looks]
+        health = Health({host.name: [] for host in self._hosts})
+        health.add(self._versions(hosts))
+        if self._wanted.test is not None:
+            self._bandwidth(health, hosts, quick.looks)
+        return health
 
     def _clocks(self, health: Health, hosts: Sequence[Host]) -> dict[str, Clock]:
         measured: dict[str, Clock] = {}
         for host, clock in zip(hosts, clocks.measure(self._ssh, hosts), strict=True):
-            self._done(host.name)
+            self._done(1, f"clock of {host.name}")
             if isinstance(clock, Problem):
                 check = Check("clock", "warning", f"not measured: {clock.what}", cure=clock.cure)
                 health.nodes[host.name].append(check)
@@ -195,27 +211,22 @@ class Examiner:
         if left_out:
             value = f"without {', '.join(left_out)}, which cannot take part"
             health.together.append(Check("bandwidth nodes", "warning", value))
-        self._add(health, checks)
-        for host in self._hosts:
-            self._done(host.name)
+        health.add(checks)
+        self._done(len(self._hosts), "bandwidth")
 
     def _ask(
         self, hosts: Iterable[Host], module: str, timeout_s: float, python: str, **given: Any
     ) -> list[Answer]:
         def one(host: Host) -> Answer:
             answer = ask(self._ssh, [host], module, timeout_s=timeout_s, python=python, **given)[0]
-            self._done(host.name)
+            self._done(1, f"{module.replace('_', ' ')} {host.name}")
             return answer
 
         return self._ssh.each(hosts, one)
 
-    def _add(self, health: Health, found: same.Found) -> None:
-        for name, checks in found.items():
-            health.nodes[name] += checks
-
 
 def steps(wanted: Wanted) -> int:
-    """How often `done` is called for each node by `Examiner.whole`."""
+    """How many steps a node takes in `Examiner.quick` and `slow` together."""
     return 3 if wanted.test is None else 4
 
 

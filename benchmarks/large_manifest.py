@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
-from openvid_like import openvid_like
+
+from kinema.data.like import openvid_like
 
 AT_ONCE = 1_000_000
 WORDS = 45

@@ -151,6 +151,9 @@ class ValidationConfig:
     """The first so many clips of each resolution and length."""
     timesteps: int = 10
     """How many timesteps each clip is noised to, at equal distances from noise to data."""
+    text_cache: str | None = None
+    """Precomputed embeddings of its captions, where the text encoder is not at hand; null takes
+    the recipe's `text_cache`, or the text encoder where there is none."""
 
     def __post_init__(self) -> None:
         for key in ("every", "clips_per_bucket", "timesteps"):

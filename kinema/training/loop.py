@@ -34,6 +34,7 @@ from kinema.training.stand_in import stand_in_loss
 from kinema.training.state import TrainState
 from kinema.training.stop import StopRequest
 from kinema.training.tasks import LossReport, Task
+from kinema.training.validation import Validation
 from kinema.training.vitals import Vitals
 from kinema.training.window import Window
 
@@ -103,6 +104,7 @@ class Trainer:
         saved_step: the step whose checkpoint is in the run folder already.
         on_step: called on rank 0 after each step with (steps done, the logged record or None).
         on_preview: called every `recipe.preview.every` steps, on all ranks.
+        validation: made on every rank.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Trainer:
         saved_step: int | None = None,
         on_step: Callable[[int, dict[str, Any] | None], None] | None = None,
         on_preview: Callable[[TrainState], None] | None = None,
+        validation: Validation | None = None,
     ) -> None:
         self.recipe = recipe
         self.state = state
@@ -139,6 +142,7 @@ class Trainer:
         self._stop = stop
         self._on_step = on_step
         self._on_preview = on_preview
+        self._validation = validation
         self._engine = engine
         self._groups = groups
         self._vitals = vitals
@@ -237,8 +241,11 @@ class Trainer:
         recipe, step = self.recipe, self.state.step
         record = None
         self._saver.report()
+        found = self._validate()
         if step == 1 or step % recipe.log_every == 0:
-            record = self._write_record()
+            record = self._write_record(found)
+        elif found and self._log is not None:
+            self._log.step({"step": step, "epoch": self.state.epoch, **found})
         if step % recipe.ckpt_every == 0:
             self.save()
         if recipe.preview and step % recipe.preview.every == 0:
@@ -462,7 +469,18 @@ class Trainer:
             else:
                 say(f"rank {self._world.rank}: {text}")
 
-    def _write_record(self) -> dict[str, Any]:
+    def _validate(self) -> dict[str, float]:
+        """What the record of this step says of held-out clips, if it is their turn."""
+        if self._validation is None:
+            return {}
+        if self.state.step % self._validation.every and not self._finished():
+            return {}
+        self._vitals.be_patient()
+        self._saver.before_update()  # it may be copying what changes places for a while
+        with self._meters.waits.ignored():
+            return self._validation.run(self.state)
+
+    def _write_record(self, found: dict[str, float]) -> dict[str, Any]:
         state, phases = self.state, self._spans.take()
         lr = learning_rate(self.recipe.optim.schedule, self.recipe.optim.lr, state.step - 1)
         record = {"step": state.step, "epoch": state.epoch, **state.window.record()}
@@ -471,6 +489,7 @@ class Trainer:
         if state.scaler.is_enabled():
             record["loss_scale"] = state.scaler.get_scale()
         record |= {f"seconds/{name}": spent for name, spent in phases.items()}
+        record |= found
         compared, events = self._vitals.compare()
         record |= compared
         state.window = Window()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from kinema.parallel.world import World, open_world
 from kinema.telemetry.run_log import RunLog, say
 from kinema.telemetry.spans import Spans
 from kinema.training.components import describe_model, pipeline_config, weights_seen_from
-from kinema.training.config import TextToVideoTask, TrainRecipe
+from kinema.training.config import TextToVideoTask, TrainRecipe, WatchdogConfig
 from kinema.training.ema import EMA
 from kinema.training.encode import LatentMemory
 from kinema.training.feed import Feed
@@ -45,15 +46,21 @@ from kinema.training.parts import (
     start_from_weights,
     text_weights_of,
 )
+from kinema.training.preflight import check_alike, facts, weights_of
 from kinema.training.preview import Previewer
 from kinema.training.reopen import open_verified
+from kinema.training.restart import Launch, newest_run
 from kinema.training.resume import check_changes
 from kinema.training.run_folder import describe, first_start, identity
 from kinema.training.state import TrainState
 from kinema.training.stop import stop_on_signals
 from kinema.training.tasks import Reconstruction, Task, TextToVideo
+from kinema.training.validation import Validation
 from kinema.training.vitals import Vitals
 from kinema.training.watch import watched
+
+FIRST_STEP_S = WatchdogConfig().first_step_s
+"""How long ranks wait for one another where nobody watches."""
 
 OnStep = Callable[[int, dict[str, Any] | None], None]
 
@@ -66,6 +73,7 @@ class Start:
         ckpt_path: weights only (a checkpoint, a run folder or a weights file); new run folder.
         load: everything (a run folder or a checkpoint); the run goes on in its folder.
         from_scratch: with `load`: everything but the data position; new run folder.
+        go_on: with the newest run of this recipe, if there is one; else as the rest says.
         allow_new: with `ckpt_path`: names (regular expressions) that the weights may lack.
         allow_unexpected: with `ckpt_path`: names that the model may lack.
     """
@@ -73,6 +81,7 @@ class Start:
     ckpt_path: Path | None = None
     load: Path | None = None
     from_scratch: bool = False
+    go_on: bool = False
     allow_new: tuple[str, ...] = ()
     allow_unexpected: tuple[str, ...] = ()
 
@@ -83,6 +92,10 @@ class Start:
             )
         if self.from_scratch and not self.load:
             raise ConfigError("--start-from-scratch goes with --load", hint="--load RUN")
+        if self.go_on and self.load:
+            raise ConfigError(
+                "--continue finds the run to go on with by itself", hint="leave out --load"
+            )
         if (self.allow_new or self.allow_unexpected) and not self.ckpt_path:
             raise ConfigError("--allow-new and --allow-unexpected go with --ckpt-path")
 
@@ -141,7 +154,14 @@ def train(
     start, began = start or Start(), time.time()
     with ExitStack() as stack:
         sharded = recipe.parallel.shard != "none"
-        world = stack.enter_context(open_world(device, group=sharded))
+        limit = recipe.watchdog.first_step_s if recipe.watchdog else FIRST_STEP_S
+        world = stack.enter_context(
+            open_world(device, group=sharded, timeout=timedelta(seconds=limit))
+        )
+        launch = Launch(recipe.outputs)
+        start, into, notes = _going_on(recipe, start, launch, world)
+        weights = weights_of(recipe, start.ckpt_path)
+        notes += check_alike(facts(recipe, world, weights), world)
         groups = SequenceGroups(world, recipe.parallel.sequence)
         stop = stack.enter_context(stop_on_signals())
         previous = _previous(recipe, start, world)
@@ -159,7 +179,6 @@ def train(
         if recipe.parallel.sequence > 1:
             share_frames(model, groups)
         task, frozen = _task(recipe, manifest, memory, spans, groups, world)
-        notes = []
         if start.ckpt_path:
             allowed = {"allow_new": start.allow_new, "allow_unexpected": start.allow_unexpected}
             notes.append(start_from_weights(model, start.ckpt_path, **allowed))
@@ -182,13 +201,24 @@ def train(
             )
             previewer = Previewer(recipe.preview, config, frozen, world.device)
 
-        continued = previous.run if previous and not start.from_scratch else None
+        validation = None
+        if recipe.validation and frozen:
+            validation = Validation(recipe, manifest, frozen, engine, world, spans)
+        continued = into or (previous.run if previous and not start.from_scratch else None)
         run = continued or _new_run_folder(recipe, world)
         about = identity(recipe, manifest.fingerprint, world.size)
         log = None
         if world.is_main:
+            launch.remember(run)
             _describe(run, recipe, about, start, previous, state.step)
             log = stack.enter_context(_open_log(run, recipe, state.step if continued else None))
+            if validation is not None:
+                log.event(
+                    "validation on held-out clips",
+                    clips=len(validation.clips),
+                    every=validation.every,
+                    weights="weights" if state.ema is None else "averaged weights",
+                )
             _announce(log, recipe, feed, state, [*notes, *(previous.notes if previous else [])])
         vae_weights, text_weights = (
             weights_seen_from(run, path) if path else None
@@ -223,10 +253,12 @@ def train(
             ),
             saved_step=state.step if continued and state.step else None,
             on_step=on_step,
+            validation=validation,
             on_preview=partial(_preview, previewer=previewer, world=world, run=run, log=log),
         )
         finished = trainer.run()
         if log is not None:
+            launch.forget()
             text = "finished" if finished else f"stopped by {stop.signal or 'another rank'}"
             more = {} if finished else {"continue_with": f"--load {run}"}
             log.event(text, step=state.step, **more)
@@ -246,6 +278,30 @@ def _preview(
     weights = whole(averaged, world, lambda _: 0, keep=lambda _, tensor: tensor)
     if previewer is not None and log is not None:
         previewer.make(weights, state.step, run, log)
+
+
+def _going_on(
+    recipe: TrainRecipe, start: Start, launch: Launch, world: World
+) -> tuple[Start, Path | None, list[str]]:
+    """What to begin with where this launch, or with `--continue` an earlier one, has begun a run.
+
+    Returns:
+        The start; the run folder of a run that had no checkpoint yet, which begins anew as it did
+        then; lines for the log.
+    """
+
+    def is_this_recipe(run: Path) -> bool:
+        return load_recipe(str(run / "recipe.yaml"), TrainRecipe).name == recipe.name
+
+    run, why = launch.run(world), "torchrun started this run again"
+    if run is None and start.go_on:
+        newest = newest_run(recipe.outputs, is_this_recipe) if world.is_main else None
+        run, why = world.broadcast(newest), "--continue"
+    if run is None:
+        return start, None, []
+    if world.broadcast(bool(checkpoint_folders(run))):
+        return Start(load=run), None, [f"{why}: going on with {run}"]
+    return start, run, [f"{why}: {run} has no checkpoint yet, and begins anew"]
 
 
 def _previous(recipe: TrainRecipe, start: Start, world: World) -> _Previous | None:

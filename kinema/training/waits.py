@@ -69,6 +69,15 @@ class Waits:
             if not self._depth:
                 self._events.append((before, after))
 
+    @contextmanager
+    def ignored(self) -> Iterator[None]:
+        """Waits herein do not count: they are no part of a step."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
     def watch(self, model: nn.Module) -> None:
         """Count the waits inside the passes of a sharded model as well.
 

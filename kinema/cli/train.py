@@ -67,6 +67,14 @@ def _command(task: str) -> Callable[..., None]:
                 help="With --load: all but the data position, in a new run folder.",
             ),
         ] = False,
+        go_on: Annotated[
+            bool,
+            typer.Option(
+                "--continue",
+                help="Go on with the newest run of this recipe in the outputs folder, if there is "
+                "one; for jobs that a cluster starts again.",
+            ),
+        ] = False,
         allow_new: Annotated[
             list[str] | None,
             typer.Option(help="With --ckpt-path: tensors (regular expression) it may lack."),
@@ -84,13 +92,17 @@ def _command(task: str) -> Callable[..., None]:
     ) -> None:
         from kinema.checkpoint.errors import CheckpointError
         from kinema.config.errors import ConfigError
+        from kinema.training.guard import GuardError
         from kinema.training.nonfinite import NonFiniteError
+        from kinema.training.preflight import RanksDifferError
+        from kinema.training.restart import Launch
         from kinema.training.run import Start, read_recipe, train
 
         start = Start(
             ckpt_path=ckpt_path,
             load=load,
             from_scratch=start_from_scratch,
+            go_on=go_on,
             allow_new=tuple(allow_new or ()),
             allow_unexpected=tuple(allow_unexpected or ()),
         )
@@ -106,8 +118,9 @@ def _command(task: str) -> Callable[..., None]:
             )
         main = os.environ.get("RANK", "0") == "0"
         try:
-            result = train(checked, start, device=device)
-        except (NonFiniteError, CheckpointError) as error:
+            with Launch(checked.outputs).final_errors():
+                result = train(checked, start, device=device)
+        except (NonFiniteError, CheckpointError, GuardError, RanksDifferError) as error:
             if main:
                 raise
             raise SystemExit(error.exit_code) from None  # rank 0 says the same

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from kinema.training.heartbeat import END, LONG_PHASES, State
+from kinema.training.heartbeat import END, LONG_PHASES, PHASES, State
 
 Process = str
 """`running`, `stopped` (SIGSTOP, a debugger), `uninterruptible` (in the kernel: a disk, a driver)
@@ -70,12 +70,14 @@ class Evidence:
         enqueued: collectives that it has begun, of all groups; None: it did not answer.
         started: those of them that run or have run, where the backend knows.
         decoding: what its decode workers are at: (pid, file, seconds).
+        at: the innermost Python function of its main thread.
     """
 
     in_collective: bool | None = None
     enqueued: int | None = None
     started: int | None = None
     decoding: list[tuple[int, str, float]] = field(default_factory=list)
+    at: str | None = None
 
 
 @dataclass(frozen=True)
@@ -181,8 +183,9 @@ def _verdict(one: Seen, found: Evidence) -> Verdict:
         return Verdict(one, text, file)
     if state.phase == "data":
         return Verdict(one, f"waits for data {since}, in step {state.step}")
-    return Verdict(one, f"has been in phase {_phase(one)} of step {state.step} {since}")
+    inside = f", in {found.at}" if found.at else ""
+    return Verdict(one, f"has been in phase {_phase(one)} of step {state.step} {since}{inside}")
 
 
 def _phase(one: Seen) -> str:
-    return one.state.phase or "between phases"
+    return one.state.phase or f"after {PHASES[one.state.order]}"

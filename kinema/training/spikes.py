@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kinema.checkpoint.folder import Checkpoint
-from kinema.checkpoint.run import latest
+from kinema.checkpoint.folder import Checkpoint, checkpoint_folders
 from kinema.data.loader import Batch
 from kinema.parallel.world import World
 from kinema.telemetry.run_log import RunLog
 from kinema.training.guard import Guard, Spike, Work, write_spike
+from kinema.training.reopen import open_verified
 from kinema.training.state import TrainState
 
 SHOWN_CLIPS = 8
@@ -82,17 +82,17 @@ class Spikes:
         self.go_back_now = False
         self._guard.go_back(str(self._run))
         rows = sum(len(rows) for rows in self._guard.quarantine.values())
-        newest = latest(self._run) if self._world.is_main else None
-        path = self._world.broadcast(None if newest is None else newest.path)
-        if path is None:
+        if not self._world.broadcast(bool(checkpoint_folders(self._run))):
             if self._log is not None:
                 self._log.event("no checkpoint to go back to: going on past the spikes", step=step)
             return None
-        restore(Checkpoint.open(path))
+        checkpoint = open_verified(self._run, self._world)
+        restore(checkpoint)
         if self._log is not None:
             self._log.rewind(self._state.step)
             self._log.event(
-                f"went back to {path.name} after {self._guard.config.skips} spikes in a row",
+                f"went back to {checkpoint.path.name} after {self._guard.config.skips} spikes in a "
+                "row",
                 from_step=step,
                 step=self._state.step,
                 passed_over_clips=rows,

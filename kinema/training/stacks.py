@@ -16,7 +16,14 @@ import psutil
 DUMP_S = 8.0
 """Limit of one attempt of py-spy."""
 DENIED = ("Permission denied", "Operation not permitted", "EPERM")
-COLLECTIVE = ("torch/distributed/", "torch\\distributed\\")
+COLLECTIVE = (
+    "torch/distributed/",
+    "kinema/parallel/gradients",
+    "kinema/parallel/sharded_gradients",
+)
+"""Files whose functions wait for other ranks."""
+INNERMOST = 6
+"""Frames of a thread that say what it is doing now."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,28 @@ class Stack:
         """Whether a thread is inside one of PyTorch's collective operations; None: unknown."""
         if not self.whole:
             return None
-        return any(place in self.text for place in COLLECTIVE)
+        return any(
+            place in frame.replace("\\", "/")
+            for frames in self._threads()
+            for frame in frames[:INNERMOST]
+            for place in COLLECTIVE
+        )
+
+    @property
+    def at(self) -> str | None:
+        """Where the main thread is: its innermost Python function; None: unknown."""
+        threads = self._threads() if self.whole else []
+        return next((frames[0] for frames in threads if frames), None)
+
+    def _threads(self) -> list[list[str]]:
+        """Frames of every thread, innermost first; the main thread comes first with py-spy."""
+        threads: list[list[str]] = []
+        for line in self.text.splitlines():
+            if line.startswith(("Thread ", "Current thread ")):
+                threads.append([])
+            elif line.startswith("  ") and threads:
+                threads[-1].append(line.strip())
+        return threads
 
 
 def process_state(pid: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kinema.training.culprit import Evidence, Seen, judge
-from kinema.training.heartbeat import HeartbeatReader, State
+from kinema.training.heartbeat import PHASES, HeartbeatReader, State
 from kinema.training.stacks import Stack, decode_workers, dump_stack
 
 ANSWER_S = 3.0
@@ -27,8 +27,13 @@ def answer_path(folder: Path, rank: int) -> Path:
 
 
 def flight_path(folder: Path, rank: int) -> Path:
-    """Where a rank writes its flight record, under the name that `torchfrtrace` expects."""
-    return folder / f"flight_{rank}"
+    """Where a rank writes its record of collective operations, as JSON."""
+    return folder / f"flight-{rank}.json"
+
+
+def nccl_path(folder: Path, rank: int) -> Path:
+    """The same of NCCL as PyTorch pickles it, under the name that `torchfrtrace` expects."""
+    return folder / f"nccl_{rank}"
 
 
 def fault_path(folder: Path, rank: int) -> Path:
@@ -44,8 +49,8 @@ def collect(
     readers: Mapping[int, HeartbeatReader],
     private: Path,
 ) -> None:
-    """Write what one machine knows: `rank-R.stack`, `rank-R-worker-PID.stack`, `flight_R`,
-    `node-N.json`.
+    """Write what one machine knows: `rank-R.stack`, `rank-R-worker-PID.stack`,
+    `flight-R.json`, `node-N.json`.
 
     Args:
         folder: of this stall; made where it is missing.
@@ -76,7 +81,8 @@ def collect(
         stack = stacks[rank].result()
         (folder / f"rank-{rank}.stack").write_text(stack.text + "\n", encoding="utf-8")
         with suppress(OSError):
-            shutil.copyfile(flight_path(private, rank), folder / f"flight_{rank}")
+            shutil.copyfile(flight_path(private, rank), flight_path(folder, rank))
+            shutil.copyfile(nccl_path(private, rank), nccl_path(folder, rank))
         content.append(_entry(own.get(rank), rank, pid, stack, _answer(private, rank)))
     for (rank, worker), dumped in workers.items():
         text = dumped.result().text + "\n"
@@ -95,6 +101,7 @@ def _entry(
         "seen": None if seen is None else asdict(seen),
         "stack": stack.whole or stack.text.strip(),
         "in_collective": stack.in_collective,
+        "at": stack.at,
         **answer,
     }
 
@@ -128,6 +135,7 @@ def write_report(folder: Path, seen: Sequence[Seen], missing: Sequence[int]) -> 
             in_collective=entry["in_collective"],
             enqueued=entry["enqueued"],
             started=entry["started"],
+            at=entry["at"],
             decoding=[(pid, file, seconds) for pid, file, seconds in entry["decoding"]],
         )
         for rank, entry in entries.items()
@@ -157,9 +165,9 @@ def write_report(folder: Path, seen: Sequence[Seen], missing: Sequence[int]) -> 
         ],
     }
     text = [line, "", *(_line(one, entries.get(rank)) for rank, one in sorted(everyone.items()))]
-    text += ["", "stacks: rank-R.stack, rank-R-worker-PID.stack"]
-    if list(folder.glob("flight_*")):
-        text.append("flight records: torchfrtrace --prefix flight_ -j " + str(folder))
+    text += ["", "stacks: rank-R.stack, rank-R-worker-PID.stack; collectives: flight-R.json"]
+    if list(folder.glob("nccl_*")):
+        text.append(f"NCCL's records compared: torchfrtrace --prefix nccl_ {folder}")
     (folder / "report.txt").write_text("\n".join(text) + "\n", encoding="utf-8")
     temporary = folder / ".report.json"
     temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -175,7 +183,8 @@ def _line(one: Seen, entry: dict[str, Any] | None) -> str:
     state = one.state
     parts = [
         f"rank {state.rank} on node {one.node} ({one.host}), pid {state.pid}, {one.process}",
-        f"phase {state.phase or 'none'} for {one.idle_s:.0f} of {one.limit_s:.0f} s",
+        f"phase {state.phase or 'after ' + PHASES[state.order]} for {one.idle_s:.0f} s "
+        f"(limit {one.limit_s:.0f} s)",
         f"step {state.step}, turn {state.turn}, micro-batch {state.micro}",
     ]
     if state.count:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from kinema.parallel.world import World
 from kinema.training.config import TrainRecipe, WatchdogConfig
 from kinema.training.culprit import Limits
 from kinema.training.heartbeat import END, Heartbeat
-from kinema.training.stall_report import answer_path, fault_path, flight_path
+from kinema.training.stall_report import answer_path, fault_path, flight_path, nccl_path
 from kinema.training.watchdog import Config, heartbeat_path
 
 POLL_S = 0.25
@@ -160,51 +160,45 @@ def _answering(heart: Heartbeat, folder: Path, rank: int, decoding: Decoding) ->
 
 
 def _answer(folder: Path, rank: int, decoding: Decoding) -> None:
-    record = flight_record()
     answer: dict[str, Any] = {"enqueued": None, "started": None, "decoding": decoding()}
-    if record is not None:
-        flight_path(folder, rank).write_bytes(record)
-        answer |= progress_of(record)
+    records = flight_records()
+    if records:
+        text = json.dumps(records, default=str, indent=1)
+        flight_path(folder, rank).write_text(text, encoding="utf-8")
+        answer |= progress_of(records.values())
+    nccl = _dump("_dump_nccl_trace")
+    if nccl is not None:
+        nccl_path(folder, rank).write_bytes(nccl)
     path = answer_path(folder, rank)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(answer), encoding="utf-8")
     temporary.replace(path)
 
 
-def flight_record() -> bytes | None:
-    """PyTorch's record of the last collective operations of this process, as it pickles it.
-
-    NCCL's where PyTorch has one with entries, else that of the other backends (gloo).
-    """
-    c10d: Any = getattr(torch._C, "_distributed_c10d", None)
-    record: bytes | None = None
-    for name in ("_dump_fr_trace", "_dump_nccl_trace"):
-        dump = getattr(c10d, name, None)
-        if dump is not None:
-            found: bytes = dump()
-            if record is None or _unpickled(found).get("entries"):
-                record = found
-    return record
+def flight_records() -> dict[str, dict[str, Any]]:
+    """PyTorch's records of the last collective operations of this process, by backend: which
+    began, which ended, their sizes, groups and Python stacks."""
+    names = {"gloo": "_dump_fr_trace", "nccl": "_dump_nccl_trace"}
+    # Pickled by this very process: nothing foreign is read.
+    found = {key: pickle.loads(dump) for key, n in names.items() if (dump := _dump(n))}  # noqa: S301
+    return {key: record for key, record in found.items() if record.get("entries")}
 
 
-def progress_of(record: bytes) -> dict[str, int | None]:
-    """Collectives begun and started according to a flight record, over all groups.
+def _dump(name: str) -> bytes | None:
+    """A record of PyTorch's; None where this PyTorch has none."""
+    dump = getattr(getattr(torch._C, "_distributed_c10d", None), name, None)
+    return None if dump is None else bytes(dump())
 
-    Args:
-        record: of this process itself, as it is unpickled.
-    """
-    status = _unpickled(record).get("pg_status", {}).values()
+
+def progress_of(records: Iterable[Mapping[str, Any]]) -> dict[str, int | None]:
+    """Collectives begun and started according to flight records, over all groups."""
+    status = [one for record in records for one in record.get("pg_status", {}).values()]
     result: dict[str, int | None] = {}
     for key in ("enqueued", "started"):
         numbers = [int(one[f"last_{key}_collective"]) for one in status]
         known = [number for number in numbers if number >= 0]
         result[key] = sum(known) if known else None
     return result
-
-
-def _unpickled(record: bytes) -> dict[str, Any]:
-    content: dict[str, Any] = pickle.loads(record)  # noqa: S301 (this process's own)
-    return content
 
 
 class Expectation:

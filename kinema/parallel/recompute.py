@@ -35,9 +35,10 @@ def apply_recompute(
     Args:
         model: changed in place.
         patterns: modules by name; `*` stands for one part of a dotted name.
-        kind: "full" keeps a module's inputs; "selective" also what attention gave, and matrix
-            products and convolutions whose result is no wider than what each of its elements is
-            summed over: they cost most for the memory that they take.
+        kind: "full" keeps a module's inputs; "selective" also what attention gave, what other ranks
+            sent (sequence parallelism), and matrix products and convolutions whose result is no
+            wider than what each of its elements is summed over: they cost most for the memory that
+            they take.
         every: of the modules of a pattern, the first and each so-manyth after it.
 
     Returns:
@@ -115,7 +116,7 @@ class _PartlyRecomputed(_Recomputed):
 def _kept(_: Any, op: torch._ops.OpOverload, *args: Any, **__: Any) -> CheckpointPolicy:
     """Whether the result of an operation is kept for the backward pass."""
     name = op.name().partition(".")[0]
-    keep = "attention" in name or "attn" in name
+    keep = "attention" in name or "attn" in name or "all_to_all" in name
     if name in _PRODUCTS:
         factor = args[_PRODUCTS[name]]
         summed, width = factor.shape[-2:]

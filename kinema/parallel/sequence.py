@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as collectives
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -194,9 +195,11 @@ class _Exchange(torch.autograd.Function):
 
 
 def _exchanged(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    dist.all_to_all_single(out, x, group=group)
+    # The functional form is an operation like others: selective recomputation can keep its result,
+    # and compiled code can hold it.
+    out: Tensor = collectives.wait_tensor(
+        collectives.all_to_all_single(x.contiguous(), None, None, group)
+    )
     return out
 
 

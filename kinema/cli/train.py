@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -89,9 +90,25 @@ def _command(task: str) -> Callable[..., None]:
         device: Annotated[
             str | None, typer.Option(help="cpu or cuda; a GPU where there is one by default.")
         ] = None,
+        wandb: Annotated[
+            bool,
+            typer.Option(
+                "--wandb",
+                help="Record to Weights & Biases too; --tracking.wandb.project NAME says where.",
+            ),
+        ] = False,
+        profile: Annotated[
+            bool,
+            typer.Option(
+                "--profile",
+                help="Record some steps, say where their time goes and what to try next, and end.",
+            ),
+        ] = False,
+        profile_steps: Annotated[int, typer.Option(help="With --profile: steps to record.")] = 5,
     ) -> None:
         from kinema.checkpoint.errors import CheckpointError
         from kinema.config.errors import ConfigError
+        from kinema.telemetry.config import WandbConfig
         from kinema.training.guard import GuardError
         from kinema.training.nonfinite import NonFiniteError
         from kinema.training.preflight import RanksDifferError
@@ -116,10 +133,15 @@ def _command(task: str) -> Callable[..., None]:
                 where=name,
                 hint=f"kinema {other} {name or ''}",
             )
+        if wandb and checked.tracking.wandb is None:
+            tracking = replace(checked.tracking, wandb=WandbConfig())
+            checked = replace(checked, tracking=tracking)
         main = os.environ.get("RANK", "0") == "0"
         try:
             with Launch(checked.outputs).final_errors():
-                result = train(checked, start, device=device)
+                result = train(
+                    checked, start, device=device, profile_steps=profile_steps if profile else None
+                )
         except (NonFiniteError, CheckpointError, GuardError, RanksDifferError) as error:
             if main:
                 raise

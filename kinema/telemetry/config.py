@@ -11,7 +11,7 @@ from kinema.config.settings import settings
 class WandbConfig:
     """Weights & Biases, an optional extra: `pip install 'kinema[wandb]'`."""
 
-    project: str
+    project: str = "kinema"
     """Project that the run appears in."""
     entity: str | None = None
     """Team or user; your default one if left out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -27,6 +28,7 @@ from kinema.training.draws import Draws
 from kinema.training.feed import bucket_label
 from kinema.training.guard import Spike, Work
 from kinema.training.meters import Meters, add_micro_batch, step_keys, weight_norm
+from kinema.training.profile import Profile
 from kinema.training.saving import Saver
 from kinema.training.schedule import learning_rate
 from kinema.training.spikes import Spikes
@@ -105,6 +107,7 @@ class Trainer:
         on_step: called on rank 0 after each step with (steps done, the logged record or None).
         on_preview: called every `recipe.preview.every` steps, on all ranks.
         validation: made on every rank.
+        profile: made on every rank; the run ends when it is complete, and saves nothing for it.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class Trainer:
         on_step: Callable[[int, dict[str, Any] | None], None] | None = None,
         on_preview: Callable[[TrainState], None] | None = None,
         validation: Validation | None = None,
+        profile: Profile | None = None,
     ) -> None:
         self.recipe = recipe
         self.state = state
@@ -143,6 +147,7 @@ class Trainer:
         self._on_step = on_step
         self._on_preview = on_preview
         self._validation = validation
+        self._profile = profile
         self._engine = engine
         self._groups = groups
         self._vitals = vitals
@@ -168,6 +173,17 @@ class Trainer:
             saved_step=saved_step,
         )
 
+    def try_out(self, batch: Batch) -> None:
+        """Forward and backward of a micro-batch as in a step; leaves nothing behind. Collective."""
+        self.state.model.train()
+        self._gradients.zero()
+        self._gradients.expect(last=True)
+        with self._spans("warm up"):
+            draws = Draws(self.recipe.seed, 0, int(batch.rows[0]), self._world.device)
+            self._forward_backward(batch.to(self._world.device), draws)
+            self._gradients.finish()
+        self._gradients.zero()
+
     # The run
 
     def run(self) -> bool:
@@ -182,7 +198,7 @@ class Trainer:
             KinemaError: an epoch in which no clip could be read.
         """
         self.state.model.train()
-        with self._saver:
+        with self._saver, self._profile or nullcontext():
             return self._train()
 
     def _train(self) -> bool:
@@ -193,6 +209,8 @@ class Trainer:
             self._clips = 0
             for index in range(start, num_steps):
                 updated, stopped = self.train_step(batches, epoch)
+                if self._profile is not None and self._profile.stepped():
+                    return False
                 if self._spikes is not None and self._spikes.go_back_now and not stopped:
                     break
                 state.position = (epoch, index + 1) if index + 1 < num_steps else (epoch + 1, 0)

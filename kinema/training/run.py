@@ -29,10 +29,12 @@ from kinema.parallel.sequence import SequenceGroups, share_frames
 from kinema.parallel.world import World, open_world
 from kinema.telemetry.run_log import RunLog, say
 from kinema.telemetry.spans import Spans
+from kinema.training import warm_up
 from kinema.training.components import describe_model, pipeline_config, weights_seen_from
 from kinema.training.config import TextToVideoTask, TrainRecipe, WatchdogConfig
 from kinema.training.ema import EMA
 from kinema.training.encode import LatentMemory
+from kinema.training.encode_latents import check_weights, open_latents
 from kinema.training.feed import Feed
 from kinema.training.guard import Guard
 from kinema.training.loop import DTYPES, Trainer
@@ -48,6 +50,7 @@ from kinema.training.parts import (
 )
 from kinema.training.preflight import check_alike, facts, weights_of
 from kinema.training.preview import Previewer
+from kinema.training.profile import Profile
 from kinema.training.reopen import open_verified
 from kinema.training.restart import Launch, newest_run
 from kinema.training.resume import check_changes
@@ -141,12 +144,14 @@ def train(
     *,
     device: str | None = None,
     on_step: OnStep | None = None,
+    profile_steps: int | None = None,
 ) -> Result:
     """Train by a recipe, alone or as one of torchrun's processes.
 
     Args:
         device: `cpu` or `cuda`; a GPU where there is one by default.
         on_step: called on rank 0 after each update with (updates done, logged record or None).
+        profile_steps: record so many steps, say where their time went, and end.
 
     Raises:
         KinemaError: what a person did wrong; before anything is written wherever possible.
@@ -168,7 +173,8 @@ def train(
         manifest = _read_manifest(recipe)
         memory = _latent_memory(recipe)
         known: KnownClips = frozenset() if memory is None else memory
-        feed = stack.enter_context(Feed(recipe, manifest, world, known=known))
+        latents = open_latents(recipe, manifest)
+        feed = stack.enter_context(Feed(recipe, manifest, world, known=known, latents=latents))
 
         # Everything that can be wrong is read before the run folder is made.
         spans = Spans()
@@ -179,6 +185,8 @@ def train(
         if recipe.parallel.sequence > 1:
             share_frames(model, groups)
         task, frozen = _task(recipe, manifest, memory, spans, groups, world)
+        if latents is not None and frozen is not None and frozen.vae is not None:
+            check_weights(latents, frozen.vae)
         if start.ckpt_path:
             allowed = {"allow_new": start.allow_new, "allow_unexpected": start.allow_unexpected}
             notes.append(start_from_weights(model, start.ckpt_path, **allowed))
@@ -231,6 +239,9 @@ def train(
             first_start=first_start(run, began) if world.is_main else began,
         )
         heart = stack.enter_context(watched(recipe, world, run, decoding=feed.decoding))
+        profile = None
+        if profile_steps is not None:
+            profile = Profile(recipe, world, profile_steps, spans=spans, run=run, log=log)
         vitals = Vitals(recipe, world, spans, heart=heart, path=feed.path)
         feed.on_clip = vitals.clip_came
         trainer = Trainer(
@@ -254,14 +265,26 @@ def train(
             saved_step=state.step if continued and state.step else None,
             on_step=on_step,
             validation=validation,
+            profile=profile,
             on_preview=partial(_preview, previewer=previewer, world=world, run=run, log=log),
         )
+        if warm_up.wanted(recipe, world.device):
+            warm_up.warm_up(
+                warm_up.trials(recipe, feed.order, state.position[0], world),
+                lambda trial: trainer.try_out(warm_up.made_up(trial, recipe, manifest)),
+                world,
+            )
+            if memory is not None:
+                memory.clear()
+            spans.take()
+            meters.begin()
         finished = trainer.run()
         if log is not None:
             launch.forget()
             text = "finished" if finished else f"stopped by {stop.signal or 'another rank'}"
             more = {} if finished else {"continue_with": f"--load {run}"}
-            log.event(text, step=state.step, **more)
+            if profile is None:
+                log.event(text, step=state.step, **more)
         return Result(run, finished, state.step)
 
 

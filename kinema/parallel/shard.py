@@ -125,4 +125,6 @@ class _OwnPrecision(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         kind = next(self.parameters()).device.type
         with torch.autocast(kind, enabled=False):
-            return super().forward(*args, **kwargs)
+            out = super().forward(*args, **kwargs)
+        # FSDP2's hook sits on the output, and would be lost on a view that is changed in place.
+        return out.clone() if isinstance(out, Tensor) and out._is_view() else out

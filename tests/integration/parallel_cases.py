@@ -59,10 +59,10 @@ CASES = {
     "zero2": Case(2, ZERO2, accumulation=4, recompute="full"),
     "zero3-bf16": Case(2, ZERO3, "bf16", accumulation=2, recompute="full", recompute_every=2),
     "zero3-fp16": Case(2, ZERO3, "fp16", accumulation=2, compile="eager"),
+    "zero3-compiled": Case(2, ZERO3, recompute="full", compile="aot_eager"),
     "zero2-frozen": Case(4, ZERO2, recompute="selective", freeze=FROZEN),
-    "zero3-compiled": Case(4, ZERO3, accumulation=2, recompute="full", compile="aot_eager"),
     "hybrid-zero2-bf16": Case(4, ZERO2 | PAIRS, "bf16", accumulation=2, recompute="selective"),
-    "hybrid-zero3": Case(4, ZERO3 | PAIRS, accumulation=2, compile="eager"),
+    "hybrid-zero3": Case(4, ZERO3 | PAIRS, accumulation=2, recompute="full"),
 }
 
 
@@ -123,7 +123,7 @@ def reference_step(precision: str, micro_batches: int, frozen: tuple[str, ...]) 
         model.zero_grad()
         loss = loss_of(model, number)
         (loss * scale / micro_batches).backward()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and parameter.grad is not None:
                 sums[name] += parameter.grad.float() / scale

@@ -66,7 +66,7 @@ def run_case(case: Case, world: World) -> Step:
         gradients.expect(last=micro == case.accumulation - 1)
         with engine.forward():
             loss = loss_of(model, world.rank * case.accumulation + micro)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         scaler.scale(loss / case.accumulation).backward()
     gradients.finish()
     if fp16:

@@ -109,8 +109,14 @@ def open_world(
         dist.init_process_group(backend, timeout=timeout)
     try:
         yield World(rank, size, chosen, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        if chosen.type == "cuda":
+            # Leaving in order waits for operations that the others may never join.
+            c10d._abort_process_group()
+        else:
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def _device(name: str | None, local_rank: int) -> torch.device:

@@ -64,6 +64,10 @@ class LatentMemory:
     def __init__(self) -> None:
         self._latents: dict[ClipKey, Tensor] = {}
 
+    def clear(self) -> None:
+        """Forget all."""
+        self._latents.clear()
+
     def __contains__(self, key: ClipKey) -> bool:
         return key in self._latents
 

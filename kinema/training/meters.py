@@ -113,6 +113,11 @@ class Meters:
         self._process = psutil.Process()
         self._pace = _Pace(time.perf_counter())
 
+    def begin(self) -> None:
+        """Count from now on: what was before is no part of a step."""
+        self._pace = _Pace(time.perf_counter())
+        self.waits.take()
+
     def add_step(self, total: Mapping[str, float]) -> None:
         """Count a step that all ranks took.
 

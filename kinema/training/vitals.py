@@ -75,6 +75,9 @@ class Vitals:
 
     def begin(self, step: int) -> None:
         """A step begins; `step` updates were made so far."""
+        if not self._before:  # what was done before the first step counts for no one
+            self._before = dict.fromkeys(OWN_PHASES, 0.0) | self._spans.total
+            self._events.clear()
         self._expected.begin()
         if self._heart is not None:
             self._heart.turn(step)

@@ -6,7 +6,19 @@ import importlib
 
 import typer
 
-MODULES = ("demo", "doctor", "models", "weights", "data", "text", "train", "generate", "cluster")
+MODULES = (
+    "demo",
+    "doctor",
+    "models",
+    "weights",
+    "data",
+    "plan",
+    "text",
+    "latents",
+    "train",
+    "generate",
+    "cluster",
+)
 """Modules of this folder, in the order of `kinema --help`; each has `register(app)`."""
 
 

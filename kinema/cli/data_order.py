@@ -43,7 +43,7 @@ def explain(
     from kinema.data.buckets import BucketTable
     from kinema.data.explain import explain as explain_size
 
-    table = BucketTable.from_config(_recipe(context, recipe, overrides).data)
+    table = BucketTable.from_config(read_recipe(context, recipe, overrides).data)
     title, size, dropped_by = _clip_size(clip, manifest, data_root)
     result = explain_size(table, *size)
     print(title)
@@ -74,7 +74,7 @@ def plan(
     from kinema.data.plan import make_plan, render_plan
     from kinema.training.cost import tokens_per_clip
 
-    settings = _recipe(context, recipe, overrides)
+    settings = read_recipe(context, recipe, overrides)
     clips, order = _order(manifest, data_root, settings, world_size)
     result = make_plan(clips, order, epoch=epoch, tokens=tokens_per_clip(settings))
     print(json.dumps(result.to_dict()) if as_json else render_plan(result), end="")
@@ -101,7 +101,7 @@ def order(
     rank's micro-batches of one step apart. `repeated` marks a micro-batch that stands a second
     time, because there are fewer rows than ranks; it does not count in the loss.
     """
-    settings = _recipe(context, recipe, overrides)
+    settings = read_recipe(context, recipe, overrides)
     _, orders = _order(manifest, data_root, settings, world_size)
     laid = orders.epoch(epoch)
     for step in _steps(steps, laid.num_steps):
@@ -121,7 +121,12 @@ def order(
                 print(json.dumps(line))
 
 
-def _recipe(context: typer.Context, name: str, overrides: list[str] | None) -> TrainRecipe:
+def read_recipe(context: typer.Context, name: str, overrides: list[str] | None) -> TrainRecipe:
+    """The recipe of a command whose own options may have been mistyped.
+
+    Raises:
+        ConfigError: names the option that was likely meant.
+    """
     from kinema.config.errors import ConfigError
     from kinema.config.recipe import load_recipe
     from kinema.training.config import TrainRecipe
@@ -148,22 +153,11 @@ def _near_option(context: typer.Context, overrides: list[str]) -> str | None:
 def _order(
     path: Path, data_root: Path | None, recipe: TrainRecipe, world_size: int
 ) -> tuple[Manifest, SampleOrder]:
-    from kinema.data.buckets import BucketTable
     from kinema.data.manifest import Manifest
-    from kinema.data.order import SampleOrder
-    from kinema.training.cost import bucket_cost, bucket_degree
+    from kinema.training.estimate import order_of
 
     clips = Manifest.read(path, data_root=data_root)
-    made = SampleOrder(
-        clips,
-        BucketTable.from_config(recipe.data),
-        bucket_cost(recipe),
-        seed=recipe.seed,
-        world_size=world_size,
-        accumulation=recipe.accumulation,
-        degree=bucket_degree(recipe),
-    )
-    return clips, made
+    return clips, order_of(recipe, clips, world_size)
 
 
 def _steps(text: str, count: int) -> range:

@@ -3,8 +3,8 @@
 Per sample of a bucket, in FLOPs (matrix products, multiply-add = 2):
 
 - text-to-video: transformer forward x 3 (forward, and backward twice that); + what is recomputed;
-  + encoding by the frozen autoencoder unless latents are remembered; + the text encoder unless its
-  embeddings are cached.
+  + encoding by the frozen autoencoder unless latents are remembered or cached; + the text encoder
+  unless its embeddings are cached.
 - vae: (encode + decode) forward x 3; + what is recomputed.
 
 Recomputed is, of each so-manyth block (`recompute_every`): a whole forward (`full`), or the
@@ -46,7 +46,7 @@ def bucket_cost(recipe: TrainRecipe) -> Callable[[Shape], float]:
         if kind != "none":
             again = model.forward_flops if kind == "full" else model.widening_flops
             flops += math.ceil(model.depth / recipe.recompute_every) / model.depth * again(*seen)
-        if not recipe.task.remember_latents:
+        if not recipe.task.remember_latents and recipe.latent_cache is None:
             flops += vae.encode_flops(*size)
         return flops if recipe.text_cache else flops + recipe.text.encode_flops()
 

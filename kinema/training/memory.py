@@ -107,24 +107,30 @@ class MemoryPlan:
         memory."""
         return self.fixed.total + int(SLACK * self.of_step(bucket, clips, degree))
 
-    def most_clips(self, bucket: Bucket, available: int, degree: int | None = None) -> int:
+    def most_clips(
+        self, bucket: Bucket, available: int, degree: int | None = None, near: int = 2
+    ) -> int:
         """The most clips of a bucket of which a step fits into `available` bytes; 0: none does.
 
-        What a step takes is linear in its clips but for its constant part, so that two counts
-        lead near the answer.
+        What a step takes is very nearly linear in its clips, so that two counts lead near the
+        answer.
+
+        Args:
+            near: a guess, above 1.
         """
 
-        def fits(clips: int) -> bool:
-            return self.needed(bucket, clips, degree) <= available
+        def needed(clips: int) -> int:
+            return self.needed(bucket, clips, degree)
 
-        if not fits(1):
-            return 0
-        one, two = (self.needed(bucket, n, degree) for n in (1, 2))
-        most = 1 + int((available - one) // max(two - one, 1))
-        while most > 1 and not fits(most):
-            over = self.needed(bucket, most, degree) - available
-            most -= max(1, int(over // max(two - one, 1)))
-        return max(most, 1)
+        near = max(near, 2)
+        fewer = max(1, near // 2)
+        each = max(1, (needed(near) - needed(fewer)) // (near - fewer))
+        most = max(1, near + (available - needed(near)) // each)
+        while most and needed(most) > available:
+            most = max(0, most - max(1, (needed(most) - available) // each)) if most > 1 else 0
+        while most and needed(most + 1) <= available:
+            most += max(1, (available - needed(most + 1)) // each)
+        return most
 
 
 def predict(

@@ -28,6 +28,7 @@ def report(health: Health, *, verbose: bool) -> str:
         lines.append(f"{EVERYONE:<{width}}  {status:<7}  {_counted(health.together)}")
     shown: tuple[Status, ...] = ("error", "warning", "ok") if verbose else ("error", "warning")
     for status in shown:
+        lines += [""] if status == "ok" else []
         lines += _findings(health, status)
     for check in health.together:
         if check.status == "ok" and not verbose:
@@ -42,7 +43,8 @@ def _counted(checks: list[Check]) -> str:
         for status in ("error", "warning")
         if counts[status]
     ]
-    return f"{', '.join(parts)} in {len(checks)} checks" if parts else f"{len(checks)} checks"
+    of = f"{len(checks)} check{'s' if len(checks) > 1 else ''}"
+    return f"{', '.join(parts)} in {of}" if parts else of
 
 
 def _findings(health: Health, status: Status) -> Iterator[str]:
@@ -57,7 +59,8 @@ def _findings(health: Health, status: Status) -> Iterator[str]:
     for (name, limit, cure), values in same.items():
         shown = list(dict.fromkeys(values.values()))
         value = shown[0] if len(shown) == 1 else f"{shown[0]} … {shown[-1]}"
-        yield ""
+        if status != "ok":
+            yield ""
         yield f"{status:<7}  {listed(values)}: {name}: {value}"
         if status != "ok":
             if limit:

@@ -115,9 +115,12 @@ def _user_limits(look: Mapping[str, Any], limits: Limits) -> Iterator[Check]:
     status: Status = "warning" if few else "ok"
     yield Check("open files", status, value, f"{limits.open_files:,.0f}", cure)
     locked = look["limits"]["memlock"]
-    if look["infiniband"] and locked != UNLIMITED:
-        cure = "`* - memlock unlimited` in /etc/security/limits.conf: InfiniBand locks its buffers"
-        yield Check("locked memory", "error", f"{locked / GIB:.3g} GiB", "unlimited", cure)
-    else:
-        value = "unlimited" if locked == UNLIMITED else f"{locked / GIB:.3g} GiB, no InfiniBand"
+    value = "unlimited" if locked == UNLIMITED else f"{locked / GIB:.3g} GiB"
+    if not look["infiniband"]:
+        yield Check("locked memory", "ok", f"{value}, no InfiniBand")
+    elif locked == UNLIMITED or locked / GIB >= limits.locked_memory_gib:
         yield Check("locked memory", "ok", value)
+    else:
+        cure = "`* - memlock unlimited` in /etc/security/limits.conf: InfiniBand locks its buffers"
+        limit = f"{limits.locked_memory_gib:g} GiB"
+        yield Check("locked memory", "error", value, limit, cure)

@@ -51,6 +51,7 @@ class Limits:
         shared_memory_warning_gib, shared_memory_error_gib: free in /dev/shm, where data workers
             hand over frames.
         open_files: that a process may have.
+        locked_memory_gib: that a process on a node with InfiniBand may lock.
         temperature_c: of a GPU.
         xid_hours: an older Xid error is a warning only.
         bandwidth_part: of the median over nodes, that a node has to reach in pairs.
@@ -65,6 +66,7 @@ class Limits:
     shared_memory_warning_gib: float = 8
     shared_memory_error_gib: float = 1
     open_files: float = 65536
+    locked_memory_gib: float = 64
     temperature_c: float = 87
     xid_hours: float = 24
     bandwidth_part: float = 0.8

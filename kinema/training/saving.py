@@ -29,8 +29,9 @@ from kinema.training.config import TrainRecipe
 from kinema.training.host_copies import HostCopies
 from kinema.training.state import TrainState
 
-LEAVING_WITHIN_S = 300.0
-"""How long a run that ends with an error waits for the save in flight."""
+LEAVING_WITHIN_S = 20.0
+"""How long rank 0, when a run ends with an error, waits for the parts of the other ranks after its
+own: they end with the same error and write theirs at the same time, or they are dead."""
 
 
 class Saver:
@@ -153,7 +154,7 @@ class Saver:
     def _report(self, job: _Job) -> None:
         if self._log is not None and job.ended and not job.reported:
             job.reported = True
-            if job.problem is None:
+            if job.whole:
                 beside = self._copies is not None
                 seconds = {"blocked_s": job.blocked_s + (0.0 if beside else job.written_s)}
                 seconds["written_s"] = job.written_s
@@ -202,6 +203,7 @@ class Saver:
         for nothing."""
         job, self._job = self._job, None
         if job is not None and (error is None or isinstance(error, Exception)):
+            job.wait_for_part()
             job.join(LEAVING_WITHIN_S)
             job.abandon()
             self._report(job)
@@ -282,6 +284,8 @@ class _Job:
     blocked_s: float = 0.0
     written_s: float = 0.0
     problem: CheckpointError | None = None
+    whole: bool = False
+    """It is a checkpoint; known to rank 0."""
     reported: bool = False
 
     def __post_init__(self) -> None:
@@ -309,7 +313,7 @@ class _Job:
     def abandon(self) -> None:
         """Wait for no other rank any more."""
         self._abandoned.set()
-        self._thread.join(LEAVING_WITHIN_S)
+        self._thread.join()
 
     def _work(self) -> None:
         start = time.perf_counter()
@@ -322,6 +326,7 @@ class _Job:
             self._part_written.set()
             if self.world.is_main:
                 complete(self.plan, self.content, abandoned=self._abandoned.is_set)
+                self.whole = True
                 self._tidy_up()
         except AbandonedError:
             pass

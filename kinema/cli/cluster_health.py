@@ -91,7 +91,7 @@ def _live(
                 nodes = watch.read()
                 width, height = console.size
                 table = render(
-                    nodes, width=width, by_gpu=gpus, sort=sort, most_rows=max(height - 5, 1)
+                    nodes, width=width, by_gpu=gpus, sort=sort, most_rows=max(height - 6, 1)
                 )
                 live.update(table, refresh=True)
                 time.sleep(every)

@@ -179,7 +179,8 @@ def _tail(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 record = json.loads(line)
                 known = {k: float(v) for k, v in record["readings"].items() if _known(k)}
-                yield {"node": record["node"], "readings": known}
+                if known:
+                    yield {"node": record["node"], "readings": known}
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
 

@@ -47,7 +47,7 @@ def software(versions: Mapping[str, Mapping[str, Any]]) -> Found:
 
 
 def _files(file: str, versions: Mapping[str, Mapping[str, Any]], found: Found) -> None:
-    cure = f"kinema cluster sync {file}"
+    cure = f"kinema cluster sync weights {file}"
     there = {node: value["files"][file] for node, value in versions.items()}
     whole = {node: _file(one) for node, one in there.items() if "error" not in one}
     for node, one in there.items():

@@ -19,17 +19,22 @@ HOT_C = 87.0
 LOW_PART = 0.8
 """A node whose GPUs do less than that part of the median node's work waits for something."""
 Sort = Literal["worst", "name", "utilisation", "power", "temperature", "memory"]
+LAST_COLUMN = 24
+"""Characters that it should have."""
+PADDING = 2
 BAD, DOUBTFUL, OURS, DIM = "bold red", "yellow", "green", "dim"
 
 
 @dataclass(frozen=True)
 class Column:
-    """Attributes:
-    drop_below: terminal width under which the column is left out.
+    """What a column shows.
+
+    Attributes:
+        rank: columns of a higher one are left out first where the terminal is narrow; 0: never.
     """
 
     title: str
-    drop_below: int
+    rank: int
     cell: Callable[[Any], Text]
     right: bool = True
 
@@ -48,25 +53,39 @@ def render(
     usual = _usual(nodes)
     # A row is (node, GPU or None, its processes) or a node.
     rows: list[Any] = _gpu_rows(ordered) if by_gpu else list(ordered)
-    columns = _gpu_columns() if by_gpu else _node_columns(nodes, usual)
-    columns = [column for column in columns if width >= column.drop_below]
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    for column in columns:
-        last = column is columns[-1]
-        table.add_column(
-            column.title,
-            justify="right" if column.right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            ratio=1 if last else None,
-        )
     shown = rows if most_rows is None else rows[:most_rows]
-    for row in shown:
-        table.add_row(*(column.cell(row) for column in columns))
+    columns = _gpu_columns() if by_gpu else _node_columns(nodes, usual)
+    table = _table(columns, shown, width)
     parts: list[RenderableType] = [table]
     if len(shown) < len(rows):
         parts.append(Text(f"… {len(rows) - len(shown)} more (--once shows all)", style=DIM))
     return Group(*parts, Text(), Text(totals(nodes), overflow="fold"))
+
+
+def _table(columns: list[Column], rows: Sequence[Any], width: int) -> Table:
+    """The last column takes what is left; where that is too little, others are left out."""
+    cells = [[column.cell(row) for column in columns] for row in rows]
+    widths = [
+        max([len(column.title), *(line[at].cell_len for line in cells)])
+        for at, column in enumerate(columns)
+    ]
+    keep = list(range(len(columns) - 1))
+
+    def left() -> int:
+        return width - sum(widths[at] + PADDING for at in keep)
+
+    while left() < LAST_COLUMN and (spare := [at for at in keep if columns[at].rank]):
+        keep.remove(max(spare, key=lambda at: columns[at].rank))
+    table = Table(box=None, padding=(0, PADDING, 0, 0), pad_edge=False, header_style="bold")
+    for at in keep:
+        side: Literal["left", "right"] = "right" if columns[at].right else "left"
+        table.add_column(columns[at].title, justify=side, no_wrap=True, min_width=widths[at])
+    room = max(left(), len(columns[-1].title))
+    table.add_column(columns[-1].title, no_wrap=True, max_width=room)
+    for line in cells:
+        line[-1].truncate(room, overflow="ellipsis")
+        table.add_row(*(line[at] for at in keep), line[-1])
+    return table
 
 
 def totals(nodes: Sequence[NodeUse]) -> str:
@@ -139,20 +158,20 @@ def _slowest_clock(node: NodeUse) -> float | None:
 
 def _node_columns(nodes: Sequence[NodeUse], usual: float | None) -> list[Column]:
     gpus = [
-        Column("GPUs", 0, lambda n: _text(len(n.gpus) or None, "{:d}")),
+        Column("GPUs", 1, lambda n: _text(len(n.gpus) or None, "{:d}")),
         Column("busy", 0, lambda n: _busy(n.mean("utilisation_percent"), usual)),
-        Column("memory", 70, lambda n: _of(n.total("memory_used"), n.total("memory_total"))),
-        Column("W/GPU", 50, lambda n: _text(n.mean("power_w"), "{:.0f}")),
-        Column("power", 90, lambda n: Text(_watts(n.total("power_w")))),
-        Column("°C", 50, lambda n: _heat(_hottest(n))),
-        Column("MHz", 90, lambda n: _text(_slowest_clock(n), "{:.0f}")),
+        Column("memory", 5, lambda n: _of(n.total("memory_used"), n.total("memory_total"))),
+        Column("W/GPU", 2, lambda n: _text(n.mean("power_w"), "{:.0f}")),
+        Column("power", 7, lambda n: Text(_watts(n.total("power_w")))),
+        Column("°C", 3, lambda n: _heat(_hottest(n))),
+        Column("MHz", 8, lambda n: _text(_slowest_clock(n), "{:.0f}")),
     ]
     return [
         Column("node", 0, _name, right=False),
         *(gpus if any(node.gpus for node in nodes) else []),
-        Column("CPU", 40, lambda n: _text(n.cpu_percent, "{:.0f} %")),
-        Column("load", 80, lambda n: _text(n.load, "{:.1f}")),
-        Column("RAM", 60, lambda n: _of(n.memory_used, n.memory_total)),
+        Column("CPU", 4, lambda n: _text(n.cpu_percent, "{:.0f} %")),
+        Column("load", 9, lambda n: _text(n.load, "{:.1f}")),
+        Column("RAM", 6, lambda n: _of(n.memory_used, n.memory_total)),
         Column("what", 0, _says, right=False),
     ]
 
@@ -170,8 +189,8 @@ def _says(node: NodeUse) -> Text:
         text.append(node.note + " ", style=BAD)
     if node.slowed:
         reasons = dict.fromkeys(reason for why in node.slowed.values() for reason in why)
-        where = ", ".join(map(str, node.slowed))
-        text.append(f"GPU {where}: {', '.join(reasons)}  ", style=BAD)
+        where = ",".join(map(str, node.slowed))
+        text.append(f"{', '.join(reasons)} (GPU {where})  ", style=BAD)
     ours = Counter(_what(p) for p in node.processes if p.ours)
     for what, count in ours.items():
         text.append(f"{count} rank{'s' if count > 1 else ''} of {what}  ", style=OURS)
@@ -206,10 +225,10 @@ def _gpu_columns() -> list[Column]:
         Column("node", 0, lambda row: _name(row[0]), right=False),
         Column("GPU", 0, of_gpu(lambda g: _text(g.index, "{:d}"))),
         Column("busy", 0, of_gpu(lambda g: _text(g.utilisation_percent, "{:.0f} %"))),
-        Column("memory", 60, of_gpu(lambda g: _of(g.memory_used, g.memory_total))),
-        Column("W", 50, of_gpu(lambda g: _text(g.power_w, "{:.0f}"))),
-        Column("°C", 50, of_gpu(lambda g: _heat(g.temperature_c))),
-        Column("MHz", 80, of_gpu(lambda g: _text(g.sm_mhz, "{:.0f}"))),
+        Column("memory", 2, of_gpu(lambda g: _of(g.memory_used, g.memory_total))),
+        Column("W", 1, of_gpu(lambda g: _text(g.power_w, "{:.0f}"))),
+        Column("°C", 3, of_gpu(lambda g: _heat(g.temperature_c))),
+        Column("MHz", 4, of_gpu(lambda g: _text(g.sm_mhz, "{:.0f}"))),
         Column("what", 0, _gpu_says, right=False),
     ]
 

@@ -24,7 +24,7 @@ from kinema.data.config import BucketSettings, DataConfig
 AREA_TOLERANCE = 0.8
 """A clip may train at a resolution of which it has at least this fraction of the area."""
 
-TOO_SMALL, TOO_SHORT, PROBABILITY_ZERO, NOT_DRAWN = -1, -2, -3, -4
+TOO_SMALL, TOO_SHORT, PROBABILITY_ZERO, NOT_DRAWN, NOT_CACHED = -1, -2, -3, -4, -5
 """Why `BucketTable.assign` gives a clip no bucket."""
 
 REASONS = {
@@ -32,6 +32,7 @@ REASONS = {
     TOO_SHORT: "too short",
     PROBABILITY_ZERO: "probability 0",
     NOT_DRAWN: "keep probability",
+    NOT_CACHED: "no latents in the cache",
 }
 
 _CHUNK = 1 << 17
@@ -78,6 +79,18 @@ class Draw(Protocol):
 
     def __call__(self, rows: NDArray[np.int64], ordinal: int, nth: int) -> NDArray[np.float64]:
         """The `nth` (0, 1) number of each row at the length with this ordinal."""
+        ...
+
+
+class Cached(Protocol):
+    """Latents that were worked out before; clips train at sizes and lengths that there are."""
+
+    def frames_at(self, height: int, width: int) -> NDArray[np.int32]:
+        """[N] frames of every row of the manifest at a size in pixels; 0: none."""
+        ...
+
+    def fits(self, cached: NDArray[np.int32], frames: int) -> NDArray[np.bool_]:
+        """Whether so many frames can be had of clips with so many cached."""
         ...
 
 
@@ -145,6 +158,7 @@ class BucketTable:
         width: NDArray[np.integer],
         draw: Draw,
         rows: NDArray[np.int64] | None = None,
+        cached: Cached | None = None,
     ) -> NDArray[np.int32]:
         """The bucket of every clip, or why it has none.
 
@@ -153,26 +167,35 @@ class BucketTable:
             height, width: [N] pixels.
             draw: the random numbers, by row; see `keyed_draw`.
             rows: [N] what to call the clips when drawing; 0..N-1 by default.
+            cached: only where there are latents, for as many frames as there are.
 
         Returns:
             [N] index into `buckets`, or one of `REASONS` (negative).
         """
         rows = np.arange(len(num_frames)) if rows is None else rows
         result = np.empty(len(num_frames), dtype=np.int32)
+        at_sizes = [
+            [cached.frames_at(*size) for size in found.sizes] if cached else []
+            for found, _ in self.levels
+        ]
         for start in range(0, len(result), _CHUNK):
             part = slice(start, start + _CHUNK)
-            result[part] = self._assign(
-                num_frames[part].astype(np.int64),
-                height[part].astype(np.int64),
-                width[part].astype(np.int64),
-                draw,
-                rows[part],
-            )
+            frames, tall, wide = (v[part].astype(np.int64) for v in (num_frames, height, width))
+            clips: _Clips = _Files(frames, self.frame_interval)
+            if cached:
+                here = [
+                    np.stack([of_size[part] for of_size in of_level])[
+                        found.closest(tall, wide), np.arange(len(frames))
+                    ]
+                    for (found, _), of_level in zip(self.levels, at_sizes, strict=True)
+                ]
+                clips = _Latents(here, cached)
+            result[part] = self._assign(clips, tall, wide, draw, rows[part])
         return result
 
     def _assign(
         self,
-        num_frames: NDArray[np.int64],
+        clips: _Clips,
         height: NDArray[np.int64],
         width: NDArray[np.int64],
         draw: Draw,
@@ -181,13 +204,14 @@ class BucketTable:
         result = np.full(len(rows), TOO_SMALL, dtype=np.int32)
         area = height * width
         open_ = np.arange(len(rows))  # clips without a bucket so far
-        for found, lengths in self.levels:
-            large = area[open_] >= found.pixels * AREA_TOLERANCE
-            seeking = open_[large]
-            result[seeking] = np.minimum(result[seeking], TOO_SHORT)
+        for level, (found, lengths) in enumerate(self.levels):
+            seeking = open_[area[open_] >= found.pixels * AREA_TOLERANCE]
+            there = clips.there(level, seeking)
+            result[seeking] = np.minimum(result[seeking], np.where(there, TOO_SHORT, NOT_CACHED))
+            seeking = seeking[there]
             kept: list[NDArray[np.int64]] = []
             for length in lengths:
-                fits = self._fits(num_frames[seeking], length.frames)
+                fits = clips.fit(level, seeking, length.frames)
                 if not fits.any():
                     continue
                 here = seeking[fits]
@@ -210,7 +234,42 @@ class BucketTable:
                 open_ = open_[result[open_] < 0]
         return result
 
-    def _fits(self, num_frames: NDArray[np.int64], frames: int) -> NDArray[np.bool_]:
+
+class _Clips(Protocol):
+    """What lengths a chunk of the table's clips can have."""
+
+    def there(self, level: int, clips: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether clips can be had at a resolution."""
+        ...
+
+    def fit(self, level: int, clips: NDArray[np.int64], frames: int) -> NDArray[np.bool_]:
+        """Whether they can be had with so many frames."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Files:
+    num_frames: NDArray[np.int64]
+    frame_interval: int
+
+    def there(self, level: int, clips: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.ones(len(clips), dtype=np.bool_)
+
+    def fit(self, level: int, clips: NDArray[np.int64], frames: int) -> NDArray[np.bool_]:
+        num_frames = self.num_frames[clips]
         if frames == 1:
             return num_frames == 1
         return (num_frames > 1) & (num_frames > frames * self.frame_interval)
+
+
+@dataclass(frozen=True)
+class _Latents:
+    frames: list[NDArray[np.int32]]
+    """Of every resolution: frames cached of each clip at the size it would have there."""
+    cached: Cached
+
+    def there(self, level: int, clips: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return self.frames[level][clips] > 0
+
+    def fit(self, level: int, clips: NDArray[np.int64], frames: int) -> NDArray[np.bool_]:
+        return self.cached.fits(self.frames[level][clips], frames)

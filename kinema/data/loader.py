@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from kinema.config.errors import KinemaError
 from kinema.data import draws
 from kinema.data.buckets import Bucket
 from kinema.data.config import DataConfig
+from kinema.data.latent_cache import Latents
 from kinema.data.order import MicroBatch, SampleOrder
 from kinema.media.clip import load_clip, load_image
 from kinema.media.errors import MediaError
@@ -53,6 +54,18 @@ class KnownClips(Protocol):
     """Clips whose pixels are not needed any more."""
 
     def __contains__(self, key: ClipKey, /) -> bool: ...
+
+
+class LatentReader(Protocol):
+    """Latents that were worked out before: `LatentCache`."""
+
+    def start(self, row: int, bucket: Bucket, unit: float) -> int:
+        """First frame of a window, for a uniform number in [0, 1)."""
+        ...
+
+    def read(self, row: int, bucket: Bucket, start: int) -> Latents:
+        """Mean and standard deviation of a window; raises MediaError."""
+        ...
 
 
 class Clips(Protocol):
@@ -99,6 +112,9 @@ class Batch:
     degree: int
     """Ranks that share it, see `MicroBatch.degree`: each has the whole of it."""
     skipped: list[SkippedRow]
+    latents: tuple[Tensor, Tensor] | None = None
+    """Mean and standard deviation of the normalised latents, float32 `[B, C, t, h, w]`, in place of
+    pixels where they were worked out before."""
 
     def without(self, rows: Collection[int]) -> Batch:
         """The batch with some rows of the manifest left out."""
@@ -115,7 +131,11 @@ class Batch:
             rows=self.rows[kept],
             keys=tuple(key for key, keep in zip(self.keys, kept, strict=True) if keep),
             decoded=tuple(d for d, keep in zip(self.decoded, kept, strict=True) if keep),
+            latents=self._moments(lambda v: v[mask.to(v.device)]),
         )
+
+    def _moments(self, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor] | None:
+        return None if self.latents is None else (change(self.latents[0]), change(self.latents[1]))
 
     @property
     def num_frames(self) -> int:
@@ -136,15 +156,20 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its pixels and rates on `device`."""
-        return replace(self, video=self.video.to(device), fps=self.fps.to(device))
+        return replace(
+            self,
+            video=self.video.to(device),
+            fps=self.fps.to(device),
+            latents=self._moments(lambda v: v.to(device)),
+        )
 
 
 @dataclass(frozen=True)
 class _Ahead:
-    """A micro-batch that is being decoded."""
+    """A micro-batch that is being decoded, or whose latents are being read."""
 
     micro: MicroBatch
-    clips: list[tuple[ClipKey, Future[NDArray[np.float32]] | None]]
+    clips: list[tuple[ClipKey, Future[Any] | None]]
     """None: a known clip."""
 
     @property
@@ -167,6 +192,7 @@ class Loader:
         *,
         rank: int = 0,
         known: KnownClips = frozenset(),
+        latents: LatentReader | None = None,
         on_clip: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
@@ -175,6 +201,7 @@ class Loader:
         order: which clips, and when; its seed also draws where crops start.
         rank: whose micro-batches.
         known: clips not to decode; asked ahead of need, and a clip once known stays so.
+        latents: read in place of videos.
         on_clip: called for every clip that was waited for, read or not: a sign of progress.
         """
         self._manifest = manifest
@@ -182,6 +209,8 @@ class Loader:
         self._order = order
         self._rank = rank
         self._known = known
+        self._latents = latents
+        self._readers = ThreadPoolExecutor(config.num_workers, "latents") if latents else None
         self._on_clip = on_clip
         self._asked = 0
         self._bad: list[SkippedRow] = []
@@ -232,6 +261,8 @@ class Loader:
     def close(self) -> None:
         """End the decode workers."""
         self._pool.close()
+        if self._readers is not None:
+            self._readers.shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self) -> Self:
         return self
@@ -253,11 +284,13 @@ class Loader:
     def _start(self, micro: MicroBatch, epoch: int) -> _Ahead:
         return _Ahead(micro, [self._decode(int(row), micro.bucket, epoch) for row in micro.rows])
 
-    def _decode(
-        self, row: int, bucket: Bucket, epoch: int
-    ) -> tuple[ClipKey, Future[NDArray[np.float32]] | None]:
-        path = self._manifest.absolute_path(row)
+    def _decode(self, row: int, bucket: Bucket, epoch: int) -> tuple[ClipKey, Future[Any] | None]:
         size, transform = (bucket.height, bucket.width), self._config.transform
+        if self._latents is not None and self._readers is not None:
+            start = self._latents.start(row, bucket, self._window(row, epoch))
+            key = ClipKey(row, start * self._config.frame_interval, bucket.frames, *size)
+            return key, self._readers.submit(self._latents.read, row, bucket, start)
+        path = self._manifest.absolute_path(row)
         image = path.suffix.lower() in IMAGE_SUFFIXES
         indices = [0] if image else self._crop(row, bucket.frames, epoch)
         # Where a window starts says where it goes on, and crops of a frame are not drawn.
@@ -269,26 +302,35 @@ class Loader:
         return key, self._pool.submit(load_clip, path, indices, size, transform)
 
     def _crop(self, row: int, num_frames: int, epoch: int) -> list[int]:
-        """Frames of this row in this epoch; the start depends on (seed, epoch, row) alone."""
+        """Frames of this row in this epoch."""
         total, interval = int(self._total_frames[row]), self._config.frame_interval
-        draw = draws.uniform(draws.key(self._order.seed, "temporal crop", epoch), row)
-        start = int(draw[0] * (last_crop_start(total, num_frames, interval) + 1))
+        last = last_crop_start(total, num_frames, interval)
+        start = int(self._window(row, epoch) * (last + 1))
         return temporal_crop(total, num_frames, interval, start)
+
+    def _window(self, row: int, epoch: int) -> float:
+        """In [0, 1): where a window starts; depends on (seed, epoch, row) alone."""
+        draw = draws.uniform(draws.key(self._order.seed, "temporal crop", epoch), row)
+        return float(draw[0])
 
     def _finish(self, ahead: _Ahead) -> Batch:
         """Wait for the clips; those that failed are left out and counted."""
         micro, bucket = ahead.micro, ahead.micro.bucket
         shape = (3, bucket.frames, bucket.height, bucket.width)
-        video = torch.empty(sum(clip is not None for _, clip in ahead.clips), *shape)
+        pixels = 0 if self._latents else sum(clip is not None for _, clip in ahead.clips)
+        video = torch.empty(pixels, *shape)
+        moments: list[Latents] = []
         keys: list[ClipKey] = []
         decoded: list[bool] = []
         skipped: list[SkippedRow] = []
         for key, clip in ahead.clips:
             try:
-                if clip is not None:
+                if clip is not None and self._latents is not None:
+                    moments.append(clip.result())
+                elif clip is not None:
                     video[sum(decoded)] = torch.from_numpy(clip.result())
                 keys.append(key)
-                decoded.append(clip is not None)
+                decoded.append(clip is not None and self._latents is None)
             except MediaError as error:
                 name = self._manifest.path(key.row)
                 skipped.append(SkippedRow(key.row, name, error.reason, error.what))
@@ -307,6 +349,7 @@ class Loader:
             weight=micro.weight,
             degree=micro.degree,
             skipped=skipped,
+            latents=_stack(moments) if moments else None,
         )
 
     def _told_fps(self, row: int) -> float:
@@ -331,3 +374,8 @@ class Loader:
 
 def _clip_bytes(bucket: Bucket) -> int:
     return 3 * bucket.frames * bucket.height * bucket.width * 4
+
+
+def _stack(moments: list[Latents]) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.from_numpy(np.stack(values)) for values in zip(*moments, strict=True))
+    return mean, std

@@ -255,12 +255,16 @@ class Manifest:
         digest = hashlib.blake2b(b"kinema manifest 2", digest_size=32)
         for name in TEXT:
             digest.update(self._text_digest(name).encode())
-        for name in ("num_frames", "height", "width"):
-            digest.update(np.ascontiguousarray(self.column(name), "<i8").data)
-        # In thousandths: the same for 29.97 written in full, rounded, or as float32.
-        thousandths = np.rint(np.nan_to_num(self.column("fps"), nan=0.0) * 1000)
-        digest.update(thousandths.astype("<i8").data)
+        self._add_sizes(digest)
         digest.update(np.packbits(self.kept).data)
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def video_fingerprint(self) -> str:
+        """Hash of what frames are read from: paths, sizes and rates. Captions may change."""
+        digest = hashlib.blake2b(b"kinema videos 1", digest_size=32)
+        digest.update(self._text_digest("path").encode())
+        self._add_sizes(digest)
         return digest.hexdigest()
 
     def _text_digest(self, name: str) -> str:
@@ -270,6 +274,13 @@ class Manifest:
         for chunk in self.table.column(name).chunks:
             digest.update(chunk)
         return digest.hexdigest()
+
+    def _add_sizes(self, digest: Any) -> None:
+        for name in ("num_frames", "height", "width"):
+            digest.update(np.ascontiguousarray(self.column(name), "<i8").data)
+        # In thousandths: the same for 29.97 written in full, rounded, or as float32.
+        thousandths = np.rint(np.nan_to_num(self.column("fps"), nan=0.0) * 1000)
+        digest.update(thousandths.astype("<i8").data)
 
     # What follows turns a table as it was found into one that the rest can rely on.
 

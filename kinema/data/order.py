@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kinema.config.errors import ConfigError, KinemaError
 from kinema.data import draws
 from kinema.data.balance import Layout, balance, lay_out
-from kinema.data.buckets import NOT_DRAWN, REASONS, Bucket, BucketTable, keyed_draw
+from kinema.data.buckets import NOT_DRAWN, REASONS, Bucket, BucketTable, Cached, keyed_draw
 
 Cost = Callable[[Bucket], float]
 """FLOPs that one clip of a bucket costs in a training step."""
@@ -50,6 +50,13 @@ class ManifestLike(Protocol):
     def kept(self) -> NDArray[np.bool_]: ...
     @property
     def fingerprint(self) -> str: ...
+
+
+class CachedLatents(Cached, Protocol):
+    """Latents that were worked out before."""
+
+    id: str
+    """Names them: the order depends on which there are."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +222,7 @@ class SampleOrder:
         world_size: ranks.
         accumulation: micro-batches per rank and step.
         degree: ranks that share a clip of a bucket; each by itself by default.
+        cached: latents to train from; clips without any have no bucket.
 
     Raises:
         ConfigError: `world_size` cannot be divided into groups of that many ranks.
@@ -230,8 +238,10 @@ class SampleOrder:
         world_size: int,
         accumulation: int = 1,
         degree: Degree = lambda bucket: 1,
+        cached: CachedLatents | None = None,
     ) -> None:
         self.manifest = manifest
+        self._cached = cached
         self.table = table
         self.seed = seed
         self.world_size = world_size
@@ -270,7 +280,8 @@ class SampleOrder:
         frames, height, width = (
             self.manifest.column(name) for name in ("num_frames", "height", "width")
         )
-        return self.table.assign(frames, height, width, keyed_draw(self.seed, epoch))
+        draw = keyed_draw(self.seed, epoch)
+        return self.table.assign(frames, height, width, draw, cached=self._cached)
 
     def epoch(self, number: int) -> Epoch:
         """The order of epoch `number` (from 0); after `restore`, of what is left of that one.
@@ -291,11 +302,17 @@ class SampleOrder:
             "version": ORDER_VERSION,
             "manifest": self.manifest.fingerprint,
             "rows": len(self.manifest.kept),
-            "buckets": self.table.settings,
+            "buckets": self._settings,
             "seed": self.seed,
             "epoch": epoch,
             "segments": [s.to_json() for s in (*before, now)],
         }
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What decides where clips go."""
+        cache = {"latent cache": self._cached.id} if self._cached else {}
+        return self.table.settings | cache
 
     def _segment(self, steps: int) -> Segment:
         """What is laid out now, of which so many steps are done."""
@@ -340,7 +357,7 @@ class SampleOrder:
                 f"({self.manifest.fingerprint[:12]})",
                 hint=hint,
             )
-        differences = _differences(state["buckets"], self.table.settings)
+        differences = _differences(state["buckets"], self._settings)
         if differences:
             raise OrderMismatchError(
                 "the saved position belongs to other buckets: " + "; ".join(differences), hint=hint

@@ -42,6 +42,18 @@ def load_clip(
     return result
 
 
+def load_frames(
+    path: str | os.PathLike[str],
+    indices: Sequence[int] | None,
+    size: tuple[int, int],
+    transform: str = "resize_crop",
+) -> Floats:
+    """`load_clip`, or `load_image` where `indices` is None: one call for a mixed list."""
+    if indices is None:
+        return load_image(path, size, transform)
+    return load_clip(path, indices, size, transform)
+
+
 def load_image(
     path: str | os.PathLike[str], size: tuple[int, int], transform: str = "resize_crop"
 ) -> Floats:

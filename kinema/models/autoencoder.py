@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kinema.config.errors import KinemaError
 from kinema.models.config import Tiling, VAEConfig
+from kinema.models.vae_posterior import DiagonalGaussian
 
 
 class VideoPart(NamedTuple):
@@ -69,6 +70,15 @@ class Autoencoder(nn.Module, ABC):
         whole = VideoPart(slice(0, count), slice(0, frames), slice(0, latent_frames))
         (latents,) = self.encode_parts(video, [whole], noise=noise)
         return latents
+
+    @abstractmethod
+    def posterior(self, video: Tensor) -> DiagonalGaussian:
+        """Distribution of the normalised latents, float32 `[B, C, t, h, w]`, of a video
+        `[B, 3, T, H, W]`; where one stage follows another, of the last, given the means before.
+
+        Raises:
+            KinemaError: the frames are smaller than one latent position.
+        """
 
     @abstractmethod
     def decode(self, z: Tensor, num_frames: int) -> Tensor:

@@ -63,6 +63,12 @@ class ImageVAE(Autoencoder, AutoencoderKL):
             found.append(drawn * self.config.scaling_factor)
         return found
 
+    def posterior(self, video: Tensor) -> DiagonalGaussian:
+        """See `Autoencoder.posterior`."""
+        check_video(video, self.config)
+        moments = self.encode_video(video, self.config.micro_batch_size, self.tiling)
+        return DiagonalGaussian.from_moments(moments).scaled(0.0, self.config.scaling_factor)
+
     def decode(self, z: Tensor, num_frames: int) -> Tensor:
         """The video of latents, about in [-1, 1].
 

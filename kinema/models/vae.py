@@ -132,6 +132,15 @@ class VideoVAE(Autoencoder):
             found.append((torch.cat(latents, dim=2) - self.shift) / self.scale)
         return found
 
+    def posterior(self, video: Tensor) -> DiagonalGaussian:
+        """See `Autoencoder.posterior`: the temporal one, given the mean of the 2D latents."""
+        check_video(video, self.config)
+        parts = []
+        for frames, _ in self.chunks(video.shape[2]):
+            x = self.spatial_vae.encode(video[:, :, frames], None, self.tiling)
+            parts.append(self._temporal_posterior(x))
+        return _join(parts).scaled(self.shift, 1 / self.scale)
+
     def decode(self, z: Tensor, num_frames: int) -> Tensor:
         """The video of normalised latents, about in [-1, 1].
 

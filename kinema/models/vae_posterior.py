@@ -32,7 +32,17 @@ class DiagonalGaussian:
         """`mean + std * noise`, with standard normal noise of the mean's shape; None: the mean."""
         if noise is None:
             return self.mean
-        return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)
+        return self.mean + self.std * noise.to(self.mean)
+
+    def scaled(self, shift: Tensor | float, factor: Tensor | float) -> DiagonalGaussian:
+        """The distribution of `(x - shift) * factor`."""
+        logvar = self.logvar + 2 * torch.as_tensor(factor).abs().log().to(self.logvar)
+        return DiagonalGaussian((self.mean - shift) * factor, logvar)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation, float32, of the mean's shape."""
+        return torch.exp(0.5 * self.logvar)
 
     def kl(self) -> Tensor:
         """KL divergence from the standard normal, summed over each sample: `[B]`, in nats.

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from kinema.data.buckets import Bucket, BucketTable
+from kinema.data.latent_cache import LatentCache
 from kinema.data.loader import Batch, KnownClips, Loader
 from kinema.data.manifest import Manifest
 from kinema.data.order import SampleOrder
@@ -32,6 +33,7 @@ class Feed:
 
     Args:
         known: clips that need not be decoded.
+        latents: read in place of videos.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class Feed:
         world: World,
         *,
         known: KnownClips = frozenset(),
+        latents: LatentCache | None = None,
     ) -> None:
         self._recipe = recipe
         self._manifest = manifest
         self._world = world
         self._known = known
+        self._latents = latents
         self._table = BucketTable.from_config(recipe.data)
         self.order = SampleOrder(
             manifest,
@@ -55,6 +59,7 @@ class Feed:
             world_size=world.size,
             accumulation=recipe.accumulation,
             degree=bucket_degree(recipe),
+            cached=latents,
         )
         self._loader: Loader | None = None
         self.on_clip: Callable[[], None] | None = None
@@ -69,6 +74,7 @@ class Feed:
                 self.order,
                 rank=self._world.rank,
                 known=self._known,
+                latents=self._latents,
                 on_clip=self._clip_came,
             )
         return self.order.epoch(number).num_steps, self._loader.epoch(number, start)

@@ -100,9 +100,10 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
 class Frozen:
     """What a text-to-video run looks through."""
 
-    vae: Autoencoder
+    vae: Autoencoder | None
+    """None: nothing in the run needs it, as there are latents."""
     vae_weights: Path | None
-    """None: random."""
+    """None: random, or not there."""
     text: TextSource
 
 
@@ -113,11 +114,20 @@ def load_frozen(recipe: TrainRecipe, manifest: Manifest, device: torch.device) -
         KinemaError: the recipe names no weights, or such that do not fit; a cache of other
             captions or of another encoder.
     """
-    vae, path = _load_vae(recipe, device)
+    vae, path = load_vae(recipe, device) if _needs_vae(recipe) else (None, None)
     return Frozen(vae, path, _text_source(recipe, manifest, device))
 
 
-def _load_vae(recipe: TrainRecipe, device: torch.device) -> tuple[Autoencoder, Path | None]:
+def _needs_vae(recipe: TrainRecipe) -> bool:
+    return recipe.latent_cache is None or bool(recipe.preview or recipe.validation)
+
+
+def load_vae(recipe: TrainRecipe, device: torch.device) -> tuple[Autoencoder, Path | None]:
+    """The frozen autoencoder of a text-to-video recipe, and where its weights are (None: random).
+
+    Raises:
+        KinemaError: the recipe names no weights, or such that do not fit.
+    """
     if recipe.vae_weights is None:
         raise ConfigError(
             "text-to-video needs a trained autoencoder, and the recipe names none",

@@ -34,6 +34,7 @@ class Previewer:
         self, wanted: PreviewConfig, config: PipelineConfig, frozen: Frozen, device: torch.device
     ) -> None:
         self._config = config
+        assert frozen.vae is not None, "loaded where there are previews"
         self._vae = frozen.vae
         self._shared = frozen.text.encoder is not None
         weights = config.text.weights

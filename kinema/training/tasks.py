@@ -64,7 +64,7 @@ class TextToVideo:
     """Diffusion on latents of videos, given their captions.
 
     Args:
-        vae: frozen, on the device.
+        vae: frozen, on the device; None where micro-batches bring latents.
         memory: of latents; None encodes each step anew.
         spans: takes the time of encoding.
         groups: of ranks that share a clip, and its encoding.
@@ -73,7 +73,7 @@ class TextToVideo:
     def __init__(
         self,
         recipe: TrainRecipe,
-        vae: Autoencoder,
+        vae: Autoencoder | None,
         text: TextSource,
         memory: LatentMemory | None,
         spans: Spans,
@@ -102,11 +102,7 @@ class TextToVideo:
         with self._spans("text"):
             y, text_mask = self._text.features(batch.text, batch.rows, device)
         with self._spans("vae"):
-            if self._memory is not None:
-                x0 = self._memory.latents(self._vae, batch)
-            else:
-                posterior = draws.generator("posterior")
-                x0 = encode_shared(self._vae, batch.video, posterior, self._groups)
+            x0 = self._latents(batch, draws.generator("posterior"))
 
         raw = self._process.draw(count, draws.generator("timestep"))
         t = self._process.training_timesteps(
@@ -148,6 +144,16 @@ class TextToVideo:
                 samples=torch.stack([s.detach() for s in by_sample.values()]).sum(0),
                 levels=t.double() / self._process.config.num_timesteps,
             )
+
+    def _latents(self, batch: Batch, posterior: torch.Generator) -> Tensor:
+        """Normalised latents of a micro-batch, float32 `[B, C, t, h, w]`."""
+        if batch.latents is not None:
+            mean, std = batch.latents
+            return mean + std * torch.randn(mean.shape, generator=posterior, device=mean.device)
+        assert self._vae is not None
+        if self._memory is not None:
+            return self._memory.latents(self._vae, batch)
+        return encode_shared(self._vae, batch.video, posterior, self._groups)
 
     def finalise(self, model: nn.Module, batches: Callable[[], Iterable[Tensor]]) -> None:
         """Nothing here is measured."""

@@ -84,6 +84,7 @@ class Validation:
         self.clips = choose(manifest, recipe.data, config.clips_per_bucket)
         encoder = _encoder(recipe, frozen)
         encoder.check(sorted({manifest.text(clip.row) for clip in self.clips}))
+        assert frozen.vae is not None, "loaded where there is validation"
         self._preparer = Preparer(manifest, recipe.data, frozen.vae, encoder, world.device)
         self._path = manifest.path
         self._process = build_process(recipe.diffusion)

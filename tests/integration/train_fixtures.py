@@ -15,9 +15,9 @@ from kinema.models.build import build_vae
 from kinema.training.config import TrainRecipe
 
 
-def write_clips(folder: Path, *, count: int = 24, seed: int = 0) -> Path:
-    """A manifest of `count` clips of 16x16, 7 frames each."""
-    spec = WorldSpec(seed=seed, count=count, size=16, frames=7, hold_out=4)
+def write_clips(folder: Path, *, count: int = 24, seed: int = 0, frames: int = 7) -> Path:
+    """A manifest of `count` clips of 16x16."""
+    spec = WorldSpec(seed=seed, count=count, size=16, frames=frames, hold_out=4)
     captions = write_world(folder / "clips", spec)
     manifest = folder / "clips.parquet"
     index_folder(folder / "clips", manifest, captions=captions, workers=1)

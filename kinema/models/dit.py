@@ -108,7 +108,7 @@ class PooledCaptionEmbedder(nn.Module):
                 where="model.caption_channels",
                 hint="use text type `clip` with the encoder that the model was made for",
             )
-        vectors = y.flatten(1).to(self.y_embedding.dtype)
+        vectors = y.flatten(1).to(self.y_proj.fc1.weight.dtype)
         # As for classes: summed in fp32.
         return self.y_proj(vectors).float()
 

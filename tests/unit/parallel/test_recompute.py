@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kinema.config.errors import KinemaError
 from kinema.models.config import STDiT3Config
@@ -112,3 +113,34 @@ def test_a_pattern_that_names_nothing() -> None:
     model, _ = model_and_inputs()
     with pytest.raises(KinemaError, match=r"blocks\.\*"):
         apply_recompute(model, ["blocks.*"])
+
+
+def flops(kind: str, every: int = 1) -> tuple[int, dict[str, Tensor]]:
+    """Of a forward and a backward pass, counted as they run, and the gradients."""
+    model, given = model_and_inputs()
+    given |= {"mask": None}
+    if kind != "none":
+        apply_recompute(model, kind=kind, every=every)  # type: ignore[arg-type]
+    with FlopCounterMode(display=False) as counted:
+        model(**given).square().mean().backward()
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return counted.get_total_flops(), grads
+
+
+def test_selective_repeats_the_products_that_the_cost_of_a_step_names() -> None:
+    latent, text, clips = (3, 4, 4), 6, 2
+    plain, want = flops("none")
+    selective, got = flops("selective")
+    full, _ = flops("full")
+    assert selective - plain == clips * CONFIG.widening_flops(latent, text)
+    assert selective < full
+    # Of two blocks of a kind the first.
+    assert flops("selective", 2)[0] - plain == (selective - plain) / 2
+    assert flops("full", 2)[0] - plain == (full - plain) / 2
+    for name, grad in want.items():
+        assert torch.equal(got[name], grad), name
+
+
+def test_every_second_block_of_each_kind() -> None:
+    model, _ = model_and_inputs()
+    assert apply_recompute(model, every=2) == ["spatial_blocks.0", "temporal_blocks.0"]

@@ -8,6 +8,7 @@ difference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,6 +32,8 @@ from kinema.training.parts import build_model
 
 META = torch.device("meta")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ALIKE = 1.25
+"""Ratio of areas up to which one size is taken to stand for another."""
 FEW = 2
 """Depths (in units of `recompute_every`) that are counted: this, and one more."""
 
@@ -52,13 +55,28 @@ class StepBytes:
         self._models: dict[int, nn.Module] = {}
         self._vae: Autoencoder | None = None
         self._counted: dict[tuple[Any, ...], int] = {}
+        self._first: dict[tuple[Any, ...], Bucket] = {}
 
     def model(self, bucket: Bucket, clips: int, degree: int = 1) -> int:
         """Bytes of the trained network's forward and backward pass, noise and targets included.
 
+        Of the sizes of one resolution and length, which have nearly the same area, the first that
+        is asked for is counted and the others follow from it.
+
         Args:
             degree: ranks that share the micro-batch; each has that part of the frames.
         """
+        counted, scale = self._alike(bucket, clips, degree)
+        return round(scale * self._of_model(counted, clips, degree))
+
+    def _alike(self, bucket: Bucket, clips: int, degree: int) -> tuple[Bucket, float]:
+        """The bucket to count in place of another, and the ratio of their areas."""
+        key = (bucket.resolution, bucket.frames, clips, degree)
+        first = self._first.setdefault(key, bucket)
+        scale = bucket.height * bucket.width / (first.height * first.width)
+        return (first, scale) if 1 / ALIKE < scale < ALIKE else (bucket, 1.0)
+
+    def _of_model(self, bucket: Bucket, clips: int, degree: int) -> int:
         recipe = self.recipe
         if recipe.model is None:
             return self._count(0, bucket, clips, degree)
@@ -74,8 +92,9 @@ class StepBytes:
         recipe = self.recipe
         y, _ = self._text(clips)
         held = 0 if y is None else y.numel() * y.element_size()
-        if recipe.latent_cache is not None:
-            return held
+        if recipe.latent_cache is not None:  # mean and standard deviation
+            size = recipe.vae.latent_size(bucket.frames, bucket.height, bucket.width)
+            return held + 2 * 4 * clips * recipe.vae.latent_channels * math.prod(size)
         return held + 4 * 3 * bucket.frames * bucket.height * bucket.width * clips
 
     def encode(self, bucket: Bucket, clips: int, degree: int = 1) -> int:
@@ -86,13 +105,14 @@ class StepBytes:
             return 0
         if recipe.task.remember_latents:  # one clip after the other
             clips = 1
+        bucket, scale = self._alike(bucket, clips, degree)
         if self._vae is None:
             self._vae = empty_vae(recipe.vae, None)
         key = ("vae", bucket.frames, bucket.height, bucket.width, clips, degree)
         if key not in self._counted:
             frames = -(-bucket.frames // degree)
             self._counted[key] = self._encode(self._vae, frames, bucket, clips)
-        return self._counted[key]
+        return round(scale * self._counted[key])
 
     def _encode(self, vae: Autoencoder, frames: int, bucket: Bucket, clips: int) -> int:
         """The parts of `VideoVAE.encode`, each at its full size: frames pass the 2D autoencoder a

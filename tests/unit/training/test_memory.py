@@ -183,8 +183,8 @@ def test_frozen_networks_count_where_they_run() -> None:
     assert without.fixed.text_encoder == without.fixed.autoencoder == 0
     clip = Bucket(0, "144p", 51, 1.0, 144, 256, 8)
     whole = predict(recipe_of(name=name), world_size=8, local_size=8)
-    pixels = 8 * 3 * 51 * 144 * 256 * 4
-    assert whole.of_step(clip, 8) - without.of_step(clip, 8) == pixels
+    pixels, latents = 8 * 3 * 51 * 144 * 256 * 4, 8 * 2 * 4 * 15 * 18 * 32 * 4
+    assert whole.of_step(clip, 8) - without.of_step(clip, 8) == pixels - latents
     assert whole.of(clip, 8) == whole.fixed.total + whole.of_step(clip, 8)
 
 
@@ -211,3 +211,17 @@ def test_an_autoencoder_in_training_has_a_prediction() -> None:
     small, large = (plan.of_step(replace(CLIP, frames=9), n) for n in (2, 8))
     assert 3 < large / small < 4.1
     assert plan.fixed.text_encoder == plan.fixed.autoencoder == 0
+
+
+def test_sizes_of_one_resolution_follow_from_the_first() -> None:
+    recipe = recipe_of("model.depth=3", "vae.micro_frame_size=17")
+    wide = replace(CLIP, height=96, width=160)
+    own = StepBytes(recipe, sharded=False, device="cpu")
+    after = StepBytes(recipe, sharded=False, device="cpu")
+    after.model(CLIP, 2)
+    assert after.model(wide, 2) == pytest.approx(own.model(wide, 2), rel=0.02)
+    assert after.model(wide, 2) != after.model(CLIP, 2)
+    after.encode(CLIP, 2)
+    assert after.encode(wide, 2) == pytest.approx(own.encode(wide, 2), rel=0.02)
+    far = replace(CLIP, height=64, width=64)
+    assert after.model(far, 2) == own.model(replace(far, resolution="other"), 2)

@@ -17,8 +17,9 @@ class WandbConfig:
     """Team or user; your default one if left out."""
     name: str | None = None
     """Name of the run; the run folder's name if left out."""
-    mode: Literal["online", "offline"] = "online"
-    """`offline` writes to the run folder, for `wandb sync` later."""
+    mode: Literal["online", "offline"] | None = None
+    """`offline` writes to the run folder, for `wandb sync` later; null: as the environment variable
+    WANDB_MODE says, and online where it says nothing."""
 
 
 @settings

@@ -233,13 +233,17 @@ PRINTED: dict[str, Callable[[float], str]] = {
     "samples_per_s": "{:.3g} samples/s".format,
     "tokens_per_s": lambda value: f"{_large(value)} tokens/s",
     "mfu_pct": "MFU {:.1f}%".format,
-    "data_wait_pct": "data wait {:.1f}%".format,
-    "collective_wait_pct": "rank wait {:.1f}%".format,
-    "goodput_pct": "goodput {:.1f}%".format,
+    "data_wait_pct": lambda value: f"data wait {_percent(value)}",
+    "collective_wait_pct": lambda value: f"rank wait {_percent(value)}",
+    "goodput_pct": lambda value: f"goodput {_percent(value)}",
 }
 """How the line has some fields; the others stand there as `name value`."""
 UNPRINTED = {"weight_norm", "tflops_per_rank"}
 """Fields that would make the line too long to read."""
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1f}%" if value < 9.95 else f"{value:.0f}%"
 
 
 def _large(value: float) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from kinema.config.errors import KinemaError
 from kinema.telemetry.config import WandbConfig
 from kinema.telemetry.run_json import read_run_json, update_run_json
-from kinema.telemetry.run_log import RunLog, read_log
+from kinema.telemetry.run_log import RunLog, read_log, step_line
 
 RECORD = {
     "step": 10,
@@ -36,7 +36,61 @@ def test_a_step_is_one_json_line_and_one_human_line(
     assert {k: record[k] for k in RECORD} == RECORD
     assert record["time"].endswith("+00:00")
     line = capsys.readouterr().err
-    assert line == "step 10 | epoch 0 | loss 0.4126 | lr 0.0001 | data_wait_pct 3\n"
+    assert line == "step 10 | epoch 0 | loss 0.4126 | lr 0.0001 | data wait 3.0%\n"
+
+
+def test_the_line_of_a_large_run_fits_a_wide_terminal() -> None:
+    record = {
+        "step": 123456, "epoch": 12, "loss": 0.412571, "loss/144p-51f": 0.5, "grad_norm": 0.71234,
+        "weight_norm": 1234.5, "lr": 1.5e-4, "step_s": 12.3456, "samples_per_s": 123.45,
+        "tokens_per_s": 1_234_567.0, "tflops_per_rank": 432.1, "mfu_pct": 43.21,
+        "data_wait_pct": 12.34, "collective_wait_pct": 1.26, "goodput_pct": 97.65,
+    }  # fmt: skip
+    line = step_line(record)
+    assert line == (
+        "step 123456 | epoch 12 | loss 0.4126 | grad_norm 0.7123 | lr 0.00015 | 12.3 s/step | "
+        "1.23M tokens/s | MFU 43.2% | data wait 12% | rank wait 1.3% | goodput 98%"
+    )
+    assert len(line) <= 160  # everything at its longest
+    # An autoencoder has no tokens, a GPU that is not known no MFU.
+    del record["tokens_per_s"]
+    line = step_line(record | {"mfu_pct": None})
+    assert "| 123 samples/s |" in line
+    assert "MFU" not in line
+
+
+class BrokenTracker:
+    """A tracker whose disk is full or whose network is gone."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.calls = 0
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        self.calls += 1
+        raise self.error
+
+    def close(self) -> None:
+        raise self.error
+
+
+def test_a_tracker_that_fails_costs_one_warning_and_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = BrokenTracker(OSError(28, "No space left on device"))
+    with RunLog(tmp_path) as log:
+        assert log._event_file is not None
+        log._event_file.close()
+        log._event_file = broken  # type: ignore[assignment]
+        for step in (1, 2, 3):
+            log.step({"step": step, "loss": 1.0})
+    assert broken.calls == 3
+    assert [r["step"] for r in read_log(tmp_path)] == [1, 2, 3]
+    said = capsys.readouterr().err
+    assert said.count("TensorBoard failed; the run goes on") == 1
+    assert "No space left on device" in said
+    [event] = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert "TensorBoard failed" in json.loads(event)["event"]
 
 
 def test_not_finite_numbers_are_null_in_valid_json(tmp_path: Path) -> None:
@@ -194,7 +248,7 @@ def test_wandb_goes_on_with_the_same_run(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "wandb", fake)
     config = WandbConfig(project="kinema", mode="offline")
     update_run_json(tmp_path, {"name": "tiny"})
-    with RunLog(tmp_path, tensorboard=False, wandb=config) as log:
+    with RunLog(tmp_path, tensorboard=False, wandb=config, about={"name": "tiny"}) as log:
         log.step(RECORD)
         log.video("samples/0", tmp_path / "a.mp4", frames=moving_square(), fps=24, step=10)
     assert read_run_json(tmp_path)["wandb"]["id"] == "new-id"
@@ -202,6 +256,7 @@ def test_wandb_goes_on_with_the_same_run(tmp_path: Path, monkeypatch: pytest.Mon
     with RunLog(tmp_path, tensorboard=False, wandb=config, resume_step=10):
         pass
     assert [o["id"] for o in fake.opened] == [None, "new-id"]
+    assert fake.opened[0]["config"] == {"name": "tiny"}
     assert fake.logged[0]["step"] == 10
     assert fake.logged[0]["loss/144p-51"] == 0.5
     assert fake.logged[1]["samples/0"] == f"video of {tmp_path / 'a.mp4'}"

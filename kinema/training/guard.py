@@ -134,7 +134,8 @@ class Guard:
         for update in self.window:
             for label, (total, count) in update["losses"].items():
                 seen.setdefault(label, []).append(total / count)
-        return {label: median(v) for label, v in seen.items() if len(v) >= MOST_RARE}
+        enough = min(MOST_RARE, self.config.window)
+        return {label: median(v) for label, v in seen.items() if len(v) >= enough}
 
     def accept(self, losses: BucketLosses, norm: float) -> None:
         """An update was made."""

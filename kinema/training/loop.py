@@ -307,8 +307,9 @@ class Trainer:
                 batch = next(batches)
                 if self._spikes is not None:
                     batch = self._spikes.pass_over(batch, epoch)
-                with self._groups.use(batch.degree):
-                    batch = agree_on_rows(batch, self._groups).to(self._world.device)
+                batch = batch.to(self._world.device)
+            if batch.degree > 1:
+                batch = self._agree_on_rows(batch)
             self._gradients.expect(last=i == self.recipe.accumulation - 1)
             self._report_unreadable(batch)
             self._vitals.hold(bucket_label(batch.bucket), batch)
@@ -329,6 +330,7 @@ class Trainer:
             if outcome.spike is not None and self._spikes is not None:
                 self._spikes.leave_out(outcome.spike, self._works(micros))
                 self.state.scaler.update()
+                self._clips += outcome.clips
                 self._vitals.end()
                 return False, outcome.stop
             self._skipped = 0 if outcome.grad_finite else self._skipped + 1
@@ -342,6 +344,11 @@ class Trainer:
             self.state.useful_s += time.perf_counter() - start
             self._meters.add_update()
         return updated, outcome.stop
+
+    def _agree_on_rows(self, batch: Batch) -> Batch:
+        # A phase of its own: who waits in it is further than who still waits for data.
+        with self._spans("share"), self._meters.waits.host(), self._groups.use(batch.degree):
+            return agree_on_rows(batch, self._groups)
 
     def _forward_backward(self, batch: Batch, draws: Draws) -> _Micro:
         with self._engine.forward(), self._groups.use(batch.degree):

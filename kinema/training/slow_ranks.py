@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_low
 
 OWN_PHASES = ("data", "text", "vae", "forward", "backward")
 """Phases of a step in which a rank works (or waits for its own files), not for other ranks."""
@@ -57,7 +57,7 @@ class SlowRanks:
             for rank, phases in enumerate(work)
             if cost[rank] > 0
         }
-        middle = median(rates.values()) if rates else 0.0
+        middle = median_low(rates.values()) if rates else 0.0
         if len(rates) < 2 or middle <= 0:
             return None, []
         found = []
@@ -75,6 +75,6 @@ def _worst_phase(work: Sequence[Mapping[str, float]], cost: Sequence[float], ran
 
     def excess(phase: str) -> float:
         rates = [p.get(phase, 0.0) / c for p, c in zip(work, cost, strict=True) if c > 0]
-        return work[rank].get(phase, 0.0) / cost[rank] - median(rates)
+        return work[rank].get(phase, 0.0) / cost[rank] - median_low(rates)
 
     return max(work[rank], key=excess)

@@ -15,6 +15,7 @@ app = typer.Typer(
 PARTS: tuple[str, ...] = (
     "cluster_launch",
     "cluster_processes",
+    "cluster_files",
     "cluster_health",
 )
 """Modules of this folder that add commands to the group; each has `register_cluster(app)`."""

@@ -99,7 +99,7 @@ def read_hostfile(path: Path) -> list[Host]:
         if not words:
             continue
         try:
-            host = _parse(words)
+            host = parse_host(words)
             if host.name in hosts:
                 raise ValueError(f"{host.name} is listed twice")
         except ValueError as error:
@@ -112,7 +112,12 @@ def read_hostfile(path: Path) -> list[Host]:
     return list(hosts.values())
 
 
-def _parse(words: Sequence[str]) -> Host:
+def parse_host(words: Sequence[str]) -> Host:
+    """A host from the words of a line: `[user@]name`, then `slots=`, `user=`, `port=`.
+
+    Raises:
+        ValueError: a word that is wrong.
+    """
     user, _, name = words[0].rpartition("@")
     # A name that began with a minus sign would be an option of ssh's.
     if not _NAME.fullmatch(name):

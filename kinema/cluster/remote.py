@@ -7,7 +7,7 @@ torch. Modules of that folder may import one another and the standard library, n
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ def ask(
     timeout_s: float = 60,
     python: str = "python3",
     each: dict[str, dict[str, Any]] | None = None,
+    heard: Callable[[Answer], None] | None = None,
     **arguments: Any,
 ) -> list[Answer]:
     """Run a module of `on_node` on every host at once; answers in the order of the hosts.
@@ -87,6 +88,7 @@ def ask(
     Args:
         python: interpreter on the nodes.
         each: more arguments for single hosts, by name.
+        heard: called with each answer as it comes, in any thread.
         arguments: of the module's `main`; JSON values.
     """
 
@@ -94,7 +96,10 @@ def ask(
         given = arguments | (each or {}).get(host.name, {})
         command, text = call(module, given, python=python, limit_s=int(timeout_s) + 5)
         result = ssh.run(host, command, stdin=text, timeout_s=timeout_s)
-        return _answer(result, python)
+        answer = _answer(result, python)
+        if heard is not None:
+            heard(answer)
+        return answer
 
     return ssh.each(hosts, one)
 

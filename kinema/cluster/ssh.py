@@ -110,14 +110,20 @@ class Ssh:
         problem = explain(stderr, host) if done.returncode == SSH_FAILED else None
         return Result(host, done.returncode, done.stdout, stderr, problem)
 
-    def start(self, host: Host, remote: Sequence[str]) -> subprocess.Popen[bytes]:
-        """Start a command with pipes to its stdin, stdout and stderr. Ctrl-C does not reach it."""
+    def start(
+        self, host: Host, remote: Sequence[str], *, apart: bool = False
+    ) -> subprocess.Popen[bytes]:
+        """Start a command with pipes to its stdin, stdout and stderr.
+
+        Args:
+            apart: Ctrl-C in the terminal does not reach it.
+        """
         return subprocess.Popen(
             self.command(host, remote),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,
+            start_new_session=apart,
         )
 
     def each(self, hosts: Iterable[Host], work: Callable[[Host], T]) -> list[T]:

@@ -31,9 +31,9 @@ def main(
     processes = [p for p in find(host, others, launch) if p["kind"] != "torchrun"]
     spy = shutil.which("py-spy", path=f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}")
     with ThreadPoolExecutor(16) as pool:
-        dumps = list(pool.map(lambda p: _dump(spy, p, limit_s), processes))
-    for process, dump in zip(processes, dumps, strict=False):
-        process.update(dump)
+        jobs = [(process, pool.submit(_dump, spy, process, limit_s)) for process in processes]
+    for process, job in jobs:
+        process.update(job.result())
     return {"processes": processes, "ptrace_scope": _ptrace_scope()}
 
 

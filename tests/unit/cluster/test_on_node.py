@@ -1,0 +1,144 @@
+"""What is sent to nodes: keeps to their old Python, and stays in its folder."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kinema.cluster.collect import Collector
+from kinema.cluster.hostfile import Host
+from kinema.cluster.on_node.processes import HOST_MARK, MARK, end, find
+from kinema.cluster.on_node.receive import inside
+from kinema.cluster.remote import FOLDER, NODE_PYTHON, call
+from kinema.cluster.ssh import Ssh, explain
+
+MODULES = sorted(FOLDER.glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_a_bare_node_can_run_it(path: Path) -> None:
+    tree = ast.parse(path.read_text(), feature_version=NODE_PYTHON)
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        for name in names:
+            ours = name.startswith("kinema.cluster.on_node")
+            assert ours or name.split(".")[0] in {*sys.stdlib_module_names, "__main__"}, name
+
+
+def test_arguments_travel_in_the_payload_not_on_the_command_line() -> None:
+    command, text = call("tree", {"path": "/a; reboot", "hash_sizes": {}}, python=sys.executable)
+    assert "reboot" not in " ".join(command)
+    done = subprocess.run(command, input=text, capture_output=True, check=True)
+    assert done.stdout == b'{"files": {}, "arriving": {}, "folder": false}'
+
+
+def test_words_reach_the_remote_shell_as_they_are() -> None:
+    words = Ssh(options=("A=b",)).command(Host("n", user="u", port=22), ["echo", "a'b; c", "$d"])
+    assert words[:2] == ["ssh", "-T"]
+    assert "BatchMode=yes" in words
+    assert words[-8:-1] == ["A=b", "-p", "22", "-l", "u", "--", "n"]
+    assert words[-1] == "echo 'a'\"'\"'b; c' '$d'"
+
+
+@pytest.mark.parametrize(
+    ("stderr", "what"),
+    [
+        ("ssh: Could not resolve hostname n: Name or service not known", "no such name"),
+        ("u@n: Permission denied (publickey).", "refuses this user's key"),
+        ("ssh: connect to host n port 22: Connection timed out", "does not answer"),
+        ("ssh: connect to host n port 22: No route to host", "cannot be reached"),
+        ("No ED25519 host key is known for n\nHost key verification failed.", "is not known here"),
+        ("kex_exchange_identification: read: Connection reset by peer", "--at-once"),
+        ("client_loop: send disconnect: Broken pipe", "the connection ended: client_loop"),
+        ("", "the connection ended"),
+    ],
+)
+def test_what_ssh_says_becomes_a_cure(stderr: str, what: str) -> None:
+    assert what in str(explain(stderr, Host("n")))
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "..", "."])
+def test_no_file_arrives_elsewhere(name: str) -> None:
+    with pytest.raises(ValueError, match="leads out of its folder"):
+        inside("/data/hidden", name)
+
+
+def start(code: str, mark: str, host: str = "n1", rank: str = "") -> subprocess.Popen[bytes]:
+    environment = os.environ | {MARK: mark, HOST_MARK: host} | ({"RANK": rank} if rank else {})
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "kinema"], env=environment, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_processes_belong_to_the_host_that_started_them() -> None:
+    wait = "import time; print(flush=True); time.sleep(60)"
+    processes = [start(wait, "unit-a", host="n1"), start(wait, "unit-a", host="n2")]
+    try:
+
+        def pids(host: str, others: list[str]) -> list[int]:
+            return [p["pid"] for p in find(host, others, "unit-a")]
+
+        one, two = (p.pid for p in processes)
+        assert pids("n1", ["n1", "n2"]) == [one]
+        assert pids("n2", ["n1", "n2"]) == [two]
+        # Of a host that is not asked: whoever has it reports it.
+        assert sorted(pids("n1", ["n1"])) == sorted([one, two])
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_what_does_not_listen_is_killed_and_counted() -> None:
+    deaf = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    )
+    meek = "import time; print(flush=True); time.sleep(60)"
+    processes = [start(deaf, "unit-b"), start(meek, "unit-b")]
+    try:
+        result = end(lambda: find("n1", ["n1"], "unit-b"), grace_s=0.5)
+        assert result["ended"] == 2
+        assert [p["pid"] for p in result["killed"]] == [processes[0].pid]
+        assert result["remaining"] == []
+        assert [p.wait(10) for p in processes] == [-9, -15]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_lines_are_sorted_by_rank(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    collector = Collector(tmp_path)
+    for line in (b"[rank0]: step 1\n", b"[rank9]: lost\n", b"torchrun says\n", b"[rank9]: bye\n"):
+        collector.line("node2", line)
+    collector.close()
+    assert capfdbinary.readouterr().out == b"step 1\n"
+    assert (tmp_path / "node2/rank9.log").read_text() == "lost\nbye\n"
+    assert (tmp_path / "node2/torchrun.log").read_text() == "torchrun says\n"
+    assert collector.tail("node2", 9) == ["lost", "bye"]
+
+
+def test_a_full_disk_here_ends_the_logs_and_not_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "node1").write_text("a file where the folder should be")
+    collector = Collector(tmp_path)
+    for _ in range(2):
+        collector.line("node1", b"[rank0]: goes on\n")
+    out, error = capfd.readouterr()
+    assert out == "goes on\ngoes on\n"
+    assert error.count("this log ends here, the run goes on") == 1

@@ -1,0 +1,57 @@
+"""What a node lacks is said with its cure, before anything is started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kinema.cluster import preflight
+from kinema.cluster.hostfile import Host
+from kinema.cluster.remote import Answer
+from kinema.cluster.ssh import Ssh
+from kinema.config.errors import KinemaError
+
+FINE: dict[str, Any] = {
+    "python": "3.11.7",
+    "versions": {"kinema": "0.1.0", "torch": "2.13.0"},
+    "code": "abc",
+    "gpus": 8,
+    "cores": 96,
+    "folder": True,
+    "missing": [],
+    "writable": True,
+    "free": 2**40,
+}
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"free": 2**30}, "1.0 GiB free for outputs; training needs 5"),
+        ({"missing": ["vae.pt"]}, "lacks vae.pt; kinema cluster sync weights"),
+        ({"writable": False}, "may not write to outputs"),
+        ({"folder": False}, "there is no folder /work"),
+        ({"versions": {"kinema": None, "torch": "2.13.0"}}, "kinema is not installed"),
+        ({"python": "3.12.1"}, "Python is 3.12.1; most have 3.11.7"),
+    ],
+)
+def test_the_node_and_the_cure_are_named(
+    monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any], said: str
+) -> None:
+    hosts = [Host("node1"), Host("node2"), Host("node3")]
+    values = [FINE, FINE | fault, FINE]
+
+    def ask(*_: Any, **__: Any) -> list[Answer]:
+        return [Answer(host, value) for host, value in zip(hosts, values, strict=True)]
+
+    monkeypatch.setattr(preflight, "ask", ask)
+    with pytest.raises(KinemaError) as raised:
+        preflight.look(Ssh(), hosts, python="p", folder="/work", paths=["vae.pt"], disk="outputs")
+    assert str(raised.value).startswith("1 of 3 hosts ")
+    assert f"\n  node2: {said}" in str(raised.value)
+    values[1] = FINE
+    found = preflight.look(
+        Ssh(), hosts, python="p", folder="/work", paths=["vae.pt"], disk="outputs"
+    )
+    assert found == [FINE, FINE, FINE]

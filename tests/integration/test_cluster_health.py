@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +23,7 @@ from kinema.cluster.health import Examiner, Wanted
 from kinema.cluster.rounds import Rounds
 from kinema.cluster.ssh import Problem
 from kinema.cluster.top import Watch
-from tests.integration.cluster_fixtures import Cluster, loopback, needs_sshd
+from tests.integration.cluster_fixtures import BIN, Cluster, loopback, needs_sshd
 from tests.unit.cluster import hardware
 from tests.unit.cluster.hardware import Hardware, app_row, gpu_row, rows_row
 
@@ -266,3 +271,31 @@ def test_a_node_that_goes_away_is_said_to(cluster: Cluster, nodes: dict[str, Har
     assert (check.name, check.status) == ("connection", "error")
     assert "no ssh server answers there" in check.value
     assert "start sshd" in health_report.report(found, verbose=False)
+
+
+def test_the_live_view_is_drawn_and_ends_with_ctrl_c(cluster: Cluster) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 60, 0, 0))
+    view = subprocess.Popen(
+        [str(BIN / "kinema"), "cluster", "top", "--include", "good", "--every", "0.5"],
+        cwd=cluster.folder,
+        env=cluster.environment() | {"TERM": "xterm"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    screen = b""
+    try:
+        while screen.count(b"652 W a GPU") < 2:  # drawn, and drawn again
+            screen += os.read(ours, 1 << 16)
+        view.send_signal(signal.SIGINT)
+        while True:
+            screen += os.read(ours, 1 << 16)
+    except OSError:  # the terminal's other end is closed: it has ended
+        pass
+    finally:
+        os.close(ours)
+        view.kill()
+    assert view.wait() == 0
+    assert b"Traceback" not in screen

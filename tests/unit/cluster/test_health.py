@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +22,6 @@ from kinema.cluster.clocks import Clock
 from kinema.cluster.health import Health
 from kinema.cluster.hostfile import Host
 from kinema.cluster.plan import Node
-from kinema.cluster.remote import FOLDER
 from kinema.cluster.verdict import Check, Limits, passed, worst
 from kinema.config.errors import KinemaError
 from tests.unit.cluster import hardware
@@ -386,12 +383,3 @@ def test_only_changes_of_status_are_told() -> None:
     gone = {("a", "connection"): Check("connection", "error", "refused")}
     merged = health_report.carried(full, gone)
     assert [one[0] for one in health_report.turns(full, merged)] == [("a", "connection")]
-
-
-@pytest.mark.parametrize(
-    "path", [p for p in sorted(FOLDER.glob("*.py")) if p.name in
-             {"clock.py", "lines.py", "look_over.py", "machine.py", "nvidia.py", "use.py",
-              "versions.py"}], ids=lambda p: p.name
-)  # fmt: skip
-def test_probes_keep_to_old_pythons(path: Path) -> None:
-    ast.parse(path.read_text(), feature_version=(3, 8))

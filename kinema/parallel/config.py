@@ -20,7 +20,7 @@ class ParallelConfig:
     (hybrid: gathering stays inside the machine); or so many neighbouring ranks."""
     sequence: int = 1
     """Sequence parallelism: the most ranks that share one clip, a power of two. Each bucket takes
-    the fewest that leave `sequence_tokens` tokens of a clip on each of them."""
+    the fewest that leave `sequence_tokens` tokens of a clip on each; images are not shared."""
     sequence_tokens: int = 32768
     """Tokens of one clip that a rank takes before the clip is shared with others."""
 
@@ -36,9 +36,11 @@ class ParallelConfig:
         if self.sequence == 1 and self.sequence_tokens != 32768:
             raise ValueError("sequence_tokens has no effect with sequence: 1; leave it out")
 
-    def degree(self, tokens: int) -> int:
-        """Ranks that share a clip of so many tokens."""
+    def degree(self, tokens: int, frames: int) -> int:
+        """Ranks that share a clip of so many tokens in so many latent frames, which are dealt out
+        whole."""
         degree = 1
-        while degree < self.sequence and tokens > degree * self.sequence_tokens:
+        most = min(self.sequence, frames)
+        while degree < most and tokens > degree * self.sequence_tokens:
             degree *= 2
         return degree

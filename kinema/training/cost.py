@@ -87,4 +87,9 @@ def bucket_degree(recipe: TrainRecipe) -> Callable[[Shape], int]:
     tokens = tokens_per_clip(recipe)
     if tokens is None or recipe.parallel.sequence == 1:
         return lambda bucket: 1
-    return lambda bucket: recipe.parallel.degree(tokens(bucket))
+
+    def degree(bucket: Shape) -> int:
+        frames = recipe.vae.latent_size(bucket.frames, bucket.height, bucket.width)[0]
+        return recipe.parallel.degree(tokens(bucket), frames)
+
+    return degree

@@ -216,18 +216,17 @@ def communication(
 
 
 def _sequence_bytes(recipe: TrainRecipe, plan: Plan, parallel: ParallelConfig, half: int) -> float:
-    """Of an epoch and all ranks: around attention in time, queries, keys and values go one way and
-    the result comes back, in the forward pass, the backward pass and what is recomputed."""
+    """Of an epoch and all ranks: around attention in time tokens go one way and come back, in the
+    forward pass, the backward pass, and a third time where everything is recomputed."""
     model = recipe.model
     if model is None or parallel.sequence == 1:
         return 0.0
     total = 0.0
-    passes = 3 if recipe.recompute != "none" else 2
+    passes = 3 if recipe.recompute == "full" else 2
     for bucket in plan.buckets:
         assert bucket.tokens is not None
-        degree = parallel.degree(bucket.tokens // max(bucket.samples, 1))
-        total += bucket.tokens * (degree - 1) / degree * passes
-    return total * model.depth * 4 * model.hidden_size * half
+        total += bucket.tokens * (bucket.degree - 1) / bucket.degree * passes
+    return total * model.depth * 2 * model.hidden_size * half
 
 
 def _decoded_pixels(recipe: TrainRecipe, clips: Manifest, order: SampleOrder) -> float:

@@ -25,8 +25,8 @@ MOST_CLIPS = 64
 """Files that a state names; a micro-batch may have more."""
 
 PHASES = (
-    *("start", "warm up", "data", "text", "vae", "forward", "backward", "reduce"),
-    *("optimizer", "agree", "save", "preview", "validation"),
+    *("start", "warm up", "data", "share", "text", "vae", "forward", "backward"),
+    *("reduce", "optimizer", "agree", "save", "preview", "validation"),
 )
 """In the order of a step: a rank that others wait for is not further than they are."""
 

@@ -20,7 +20,7 @@ from kinema.models.config_text import T5_SIZES, T5Size
 from kinema.parallel.config import ParallelConfig
 from kinema.parallel.recompute import is_below
 from kinema.training.config import TrainRecipe
-from kinema.training.cost import tokens_per_clip
+from kinema.training.cost import bucket_degree
 from kinema.training.counted_kernels import DeviceType
 from kinema.training.ema import NOT_AVERAGED
 from kinema.training.parts import blocks_of, build_model
@@ -81,7 +81,12 @@ class MemoryPlan:
         self.recipe = recipe
         self.fixed = fixed
         self._step = step
-        self._tokens = tokens_per_clip(recipe)
+        self._degree = bucket_degree(recipe)
+
+    def degree(self, bucket: Bucket) -> int:
+        """Ranks that share a clip of a bucket."""
+        tokens = self._tokens
+        return 1 if tokens is None else self.recipe.parallel.degree(tokens(bucket))
 
     def of(self, bucket: Bucket, clips: int, degree: int | None = None) -> int:
         """Bytes at the peak of a step on so many clips of a bucket, everything counted.
@@ -96,8 +101,7 @@ class MemoryPlan:
     def of_step(self, bucket: Bucket, clips: int, degree: int | None = None) -> int:
         """The part of `of` that a step adds to `fixed`."""
         if degree is None:
-            tokens = self._tokens
-            degree = 1 if tokens is None else self.recipe.parallel.degree(tokens(bucket))
+            degree = self._degree(bucket)
         step = self._step
         encoding = step.encode(bucket, clips, degree)
         return step.inputs(bucket, clips) + max(encoding, step.model(bucket, clips, degree))
@@ -199,7 +203,7 @@ def _fixed(recipe: TrainRecipe, world_size: int, local_size: int, device: str) -
         context = CUDA_CONTEXT + (NCCL_BYTES if world_size > 1 else 0)
     vae = text = 0
     if recipe.model is not None:
-        if recipe.latent_cache is None:
+        if recipe.latent_cache is None or recipe.preview or recipe.validation:
             from kinema.generation.residency import empty_vae
 
             vae = weight_bytes(empty_vae(recipe.vae, None))

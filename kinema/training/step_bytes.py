@@ -155,11 +155,11 @@ class StepBytes:
                 assert isinstance(network, Transformer)
                 step = self._diffusion_step(network, latent, bucket, clips)
             counted = self._peak(step, forgets=True)
-            if degree > 1:  # what an exchange sends and what it receives: queries, keys and values
+            if degree > 1:  # what an exchange sends and what it receives
                 assert self.recipe.model is not None
                 width = self.recipe.model.hidden_size * (2 if self._half else 4)
                 tokens = self.recipe.model.num_tokens(latent)
-                counted += 2 * 3 * clips * tokens * width
+                counted += 2 * clips * tokens * width
             self._counted[key] = counted
         return self._counted[key]
 

@@ -19,8 +19,7 @@ from pathlib import Path
 
 import torch.distributed.checkpoint  # noqa: F401 (imported before forking, for speed)
 
-import kinema.checkpoint.run as saving
-import kinema.training.loop as loop
+from kinema.training import saving
 from kinema.training.run import Start, train
 from tests.integration.train_fixtures import smoke
 
@@ -31,16 +30,21 @@ def attempt(manifest: Path, outputs: Path, overrides: list[str], beat: Path) -> 
     if child:
         return child
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
-    honest = saving.save_checkpoint
+    # The part is written and made valid beside training, in one thread.
+    honest_write, honest_complete = saving.write_part, saving.complete
 
-    def announced(*args: object, **more: object) -> object:
+    def write_part(*args: object) -> None:
         beat.write_text("saving")
+        honest_write(*args)  # type: ignore[arg-type]
+
+    def complete(*args: object, **more: object) -> object:
         try:
-            return honest(*args, **more)  # type: ignore[arg-type]
+            return honest_complete(*args, **more)  # type: ignore[arg-type]
         finally:
             beat.write_text("training")
 
-    loop.save_checkpoint = announced  # type: ignore[assignment]
+    saving.write_part = write_part  # type: ignore[assignment]
+    saving.complete = complete  # type: ignore[assignment]
     runs = sorted(p for p in outputs.glob("0*") if (p / "run.json").exists())
     start = Start(load=runs[-1]) if runs else Start()
     try:

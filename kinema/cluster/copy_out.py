@@ -124,7 +124,7 @@ def _send(
     count: Callable[[int], None],
 ) -> Problem | None:
     command, text = call("receive", arguments)
-    process = ssh.start(host, command)
+    process = ssh.start(host, command, apart=False)
     assert process.stdin is not None
     answers: list[bytes] = []
     reader = threading.Thread(target=lambda: answers.extend(_outputs(process)), daemon=True)

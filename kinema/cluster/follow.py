@@ -122,7 +122,7 @@ def _receive(
             begun = 0
         wanted.append((name, begun, size))
     command, text = call("send", {"folder": folder, "files": wanted})
-    process = ssh.start(host, command)
+    process = ssh.start(host, command, apart=False)
     assert process.stdin is not None
     assert process.stdout is not None
     errors: list[bytes] = []

@@ -123,7 +123,7 @@ class Launch:
             "grace_s": STOP_S,
         }
         command, text = call("agent", arguments, python=job.python)
-        line = _Line(node, self._ssh.start(node.host, command, apart=True))
+        line = _Line(node, self._ssh.start(node.host, command))
         threading.Thread(target=self._read, args=(line, text), daemon=True).start()
         return line
 

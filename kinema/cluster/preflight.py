@@ -93,6 +93,35 @@ def differences(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Problem]:
     return problems
 
 
+def without_the_disk(
+    ssh: Ssh, hosts: Sequence[Host], *, python: str, folder: str, disk: str, name: str
+) -> list[str]:
+    """Hosts that do not see what the first one writes to `disk`.
+
+    Args:
+        python: interpreter on the hosts.
+        folder: where training will run.
+        disk: where it will write.
+        name: of this launch.
+    """
+    first, others = hosts[:1], hosts[1:]
+    if not others:
+        return []
+    given = {"folder": folder, "disk": disk, "name": f".kinema-{name}"}
+
+    def tell(to: Sequence[Host], step: str) -> list[Answer]:
+        return ask(ssh, to, "shared_disk", timeout_s=TIMEOUT_S, python=python, step=step, **given)
+
+    made = tell(first, "make")
+    try:
+        require([(a.host, a.problem) for a in made], "cannot write")
+        looked = tell(others, "look")
+    finally:
+        tell(first, "remove")
+    require([(a.host, a.problem) for a in looked], "do not answer")
+    return [a.host.name for a in looked if not a.value["seen"]]
+
+
 def processes_on(
     hosts: Sequence[Host], found: Sequence[Mapping[str, Any]], asked: int | None
 ) -> list[Node]:

@@ -66,12 +66,21 @@ def script(
         'host=$([ "$SLURM_NODEID" = 0 ] && echo true || echo false); '
         f'exec {quoted(words)} --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$0:$1" '
         '--rdzv-conf="is_host=$host" --log-dir="$2/$SLURM_NODEID" '
-        f"--no-python {quoted(job.program)}"
+        f'--no-python {quoted(job.program)} "${{@:3}}"'
     )
+    if not {"--load", "--continue"} & set(job.train):
+        lines += [
+            "# Queued again, it goes on with the newest run of this recipe.",
+            "more=",
+            'if [ "${SLURM_RESTART_COUNT:-0}" != 0 ]; then more=--continue; fi',
+        ]
+        more = " $more"
+    else:
+        more = ""
     lines += [
         'logs="$PWD/cluster-logs/slurm-$SLURM_JOB_ID"',
         'mkdir -p "$logs"',
-        f'srun --kill-on-bad-exit=1 bash -c {shlex.quote(inside)} "$first" "$port" "$logs" &',
+        f'srun --kill-on-bad-exit=1 bash -c {shlex.quote(inside)} "$first" "$port" "$logs"{more} &',
         "step=$!",
         "# A trap interrupts `wait`: go on until the step has really ended.",
         'while :; do wait "$step"; code=$?; kill -0 "$step" 2>/dev/null || break; done',

@@ -111,7 +111,7 @@ class Ssh:
         return Result(host, done.returncode, done.stdout, stderr, problem)
 
     def start(
-        self, host: Host, remote: Sequence[str], *, apart: bool = False
+        self, host: Host, remote: Sequence[str], *, apart: bool = True
     ) -> subprocess.Popen[bytes]:
         """Start a command with pipes to its stdin, stdout and stderr.
 

@@ -145,9 +145,9 @@ def slurm_machine(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_script(machine: Path, words: str) -> subprocess.Popen[str]:
+def run_script(machine: Path, words: str, *more: str, restarts: int = 0) -> subprocess.Popen[str]:
     job = plan.Job(
-        ("train", "tiny/smoke", "--data-path", "a clip's.csv"),
+        ("train", "tiny/smoke", *more, "--data-path", "a clip's.csv"),
         "unused",
         str(machine),
         str(machine / "bin/python"),
@@ -157,6 +157,7 @@ def run_script(machine: Path, words: str) -> subprocess.Popen[str]:
         slurm.script(job, nodes=2, processes=2, time_limit=None, partition=None)
     )
     variables = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_ON_NODE": "6"}
+    variables["SLURM_RESTART_COUNT"] = str(restarts)
     return subprocess.Popen(
         ["bash", str(machine / "job.sh")],
         env={**variables, "PATH": f"{machine / 'bin'}:/usr/bin:/bin"},
@@ -176,6 +177,11 @@ def test_the_slurm_script_runs_torchrun_on_every_node(slurm_machine: Path) -> No
         assert words[-1] == "a clip's.csv"
     variables = (slurm_machine / "variables").read_text().splitlines()
     assert variables == ["INFO two words 3 slurm-42"] * 2
+    # Queued again it goes on, unless it was told with what.
+    assert run_script(slurm_machine, "x", restarts=1).wait(30) == 0
+    assert (slurm_machine / "words-1").read_text().endswith("a clip's.csv\n--continue\n")
+    assert run_script(slurm_machine, "x", "--load", "run", restarts=1).wait(30) == 0
+    assert (slurm_machine / "words-1").read_text().endswith("a clip's.csv\n")
     assert run_script(slurm_machine, "fail").wait(30) == 7
     assert not (slurm_machine / "asked").exists()
 

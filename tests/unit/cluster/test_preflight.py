@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kinema.cluster import preflight
 from kinema.cluster.hostfile import Host
+from kinema.cluster.on_node import shared_disk
 from kinema.cluster.remote import Answer
 from kinema.cluster.ssh import Ssh
 from kinema.config.errors import KinemaError
@@ -55,3 +57,24 @@ def test_the_node_and_the_cure_are_named(
         Ssh(), hosts, python="p", folder="/work", paths=["vae.pt"], disk="outputs"
     )
     assert found == [FINE, FINE, FINE]
+
+
+def test_hosts_with_disks_of_their_own_are_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    disks = {"node1": tmp_path / "a", "node2": tmp_path / "a", "node3": tmp_path / "b"}
+    for disk in disks.values():
+        disk.mkdir(exist_ok=True)
+
+    def ask(_: Ssh, hosts: list[Host], module: str, **given: Any) -> list[Answer]:
+        assert module == "shared_disk"
+        words = {key: given[key] for key in ("disk", "name", "step")}
+        return [Answer(h, shared_disk.main(str(disks[h.name]), **words)) for h in hosts]
+
+    monkeypatch.setattr(preflight, "ask", ask)
+    hosts = [Host(name) for name in disks]
+    apart = preflight.without_the_disk(
+        Ssh(), hosts, python="p", folder="/", disk="not/yet/there", name="job"
+    )
+    assert apart == ["node3"]
+    assert list(tmp_path.rglob(".kinema*")) == []

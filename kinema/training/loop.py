@@ -155,6 +155,8 @@ class Trainer:
         if state.guard is not None:
             self._spikes = Spikes(state.guard, state, world, run, log)
         self._gradients = engine.gradients(state.trained)
+        # A rank that cannot read its very first clips would have no loss scale to go by.
+        state.scaler.scale(torch.zeros((), device=world.device))
         if engine.sharded:
             meters.waits.watch(state.model)
         shared = ("bad losses", "bad gradients", "norm", "stop", "failed saves")

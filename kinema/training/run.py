@@ -197,6 +197,7 @@ def train(
             dtype=DTYPES[recipe.precision],
             blocks=blocks_of(recipe),
         )
+        world.wait_at_most(limit)  # in the groups that sharding made as well
         state = _new_state(recipe, model, feed, world)
         if previous and previous.checkpoint:
             state.restore(previous.checkpoint, data_position=not start.from_scratch)

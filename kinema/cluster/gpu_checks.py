@@ -22,6 +22,17 @@ def gpus_of(look: Mapping[str, Any]) -> list[Gpu]:
         return []
 
 
+def in_use(look: Mapping[str, Any]) -> bool:
+    """Whether programs run on a node's GPUs, which a measurement would disturb, and they it."""
+    said = look["apps"]
+    if said is None or said["problem"]:
+        return False
+    try:
+        return bool(gpu.apps(said, ""))
+    except UnreadableError:
+        return False
+
+
 def check(look: Mapping[str, Any], slots: int | None, limits: Limits) -> Iterator[Check]:
     """Checks of one node.
 

@@ -12,7 +12,7 @@ from kinema.cluster.hostfile import Host
 from kinema.cluster.readings import readings
 from kinema.cluster.remote import Answer, ask
 from kinema.cluster.ssh import Problem, Ssh
-from kinema.cluster.verdict import Check, Limits, Status, worst
+from kinema.cluster.verdict import Check, Limits, Status, listed, worst
 
 LOOK_S = 120.0
 HASH_S = 3600.0
@@ -119,6 +119,7 @@ class Examiner:
             LOOK_S,
             "python3",
             gpu=gpu.names(gpu.HEALTH_FIELDS),
+            apps=gpu.app_names(),
             rows=gpu.rows_names(),
             folders=_absolute(wanted.disks, wanted.folder),
         )
@@ -190,6 +191,12 @@ class Examiner:
     ) -> None:
         test = self._wanted.test
         assert test is not None
+        busy = [host.name for host in hosts if gpu_checks.in_use(looks[host.name])]
+        if busy:
+            value = f"not measured: programs run on GPUs of {listed(busy)}"
+            cure = "once more when they are free (kinema cluster top), or --quick"
+            health.together.append(Check("bandwidth", "warning", value, cure=cure))
+            return
         # A node without Kinema would fail the measurement of all the others.
         able = [
             host

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from kinema.cluster import health_report
+from kinema.cluster import bandwidth, health_report
 from kinema.cluster.clocks import measure
 from kinema.cluster.health import Examiner, Wanted
 from kinema.cluster.rounds import Rounds
@@ -147,12 +147,19 @@ def test_bandwidth_is_measured_over_all_and_in_pairs(cluster: Cluster) -> None:
     for node in found["nodes"].values():
         (pair,) = [c for c in node["checks"] if c["name"] == "bandwidth in pairs"]
         assert float(pair["value"].split()[0]) >= 0
-    assert not still_running("kinema.parallel.bandwidth")
+    assert not still_running(cluster.folder)
 
 
-def still_running(word: str) -> list[str]:
-    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-    return [line for line in lines.splitlines() if word in line and "pytest" not in line]
+def still_running(folder: Path) -> list[str]:
+    """Processes that work in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").readlink() == folder:
+                found.append((process / "cmdline").read_bytes().decode(errors="replace"))
+        except OSError:  # another's, or ended
+            continue
+    return found
 
 
 def test_rounds_keep_a_history_and_tell_of_a_drop_once(
@@ -160,12 +167,18 @@ def test_rounds_keep_a_history_and_tell_of_a_drop_once(
 ) -> None:
     run = tmp_path / "000-run"
     run.mkdir()
-    wanted = Wanted(str(tmp_path), sys.executable, ())
+    test = bandwidth.Test(sys.executable, str(tmp_path), {})
+    wanted = Wanted(str(tmp_path), sys.executable, (), test=test)
     hosts = [host for host in cluster.hosts if host.name == "good"]
     examiner = Examiner(cluster.ssh, hosts, wanted)
     lines: list[str] = []
+    nodes["good"].apps = [app_row(1)]
+    nodes["good"].write()
     first = examiner.quick()
     slow = examiner.slow(first)
+    (left_out,) = slow.together
+    assert left_out.status == "warning"
+    assert left_out.value == "not measured: programs run on GPUs of good"
     rounds = Rounds(examiner, first, slow, tmp_path / "history.jsonl", run, tell=lines.append)
     rounds.round()
     assert lines == []
@@ -179,7 +192,7 @@ def test_rounds_keep_a_history_and_tell_of_a_drop_once(
         rounds.round()
     finally:
         nodes["good"].rate, nodes["good"].link_downed = "400 Gb/sec (4X NDR)", 0
-        nodes["good"].log = ""
+        nodes["good"].log, nodes["good"].apps = "", []
         nodes["good"].write()
     assert lines == told, "each change is told once"
     assert any("link rate fell to 200 Gb/s from 400 Gb/s" in line for line in told)

@@ -21,11 +21,13 @@ MODULES = ("nvidia_peermem", "nv_peer_mem")
 LATENCY_ROUNDS = 8
 
 
-def main(gpu: list[list[str]], rows: list[list[str]], folders: list[str]) -> dict[str, Any]:
+def main(
+    gpu: list[list[str]], apps: list[list[str]], rows: list[list[str]], folders: list[str]
+) -> dict[str, Any]:
     """Look; nothing is changed but small files that are written and deleted in `folders`.
 
     Args:
-        gpu, rows: fields for nvidia-smi.
+        gpu, apps, rows: fields for nvidia-smi.
         folders: where outputs and data are.
     """
     gpus = nvidia.query("gpu", gpu)
@@ -34,6 +36,7 @@ def main(gpu: list[list[str]], rows: list[list[str]], folders: list[str]) -> dic
     return {
         "kernel": platform.release(),
         "gpu": gpus,
+        "apps": nvidia.query("compute-apps", apps) if answered else None,
         "rows": remapped,
         "nvlink": machine.run("nvidia-smi", "nvlink", "--status") if answered else None,
         "nvlink_errors": machine.run("nvidia-smi", "nvlink", "-e") if answered else None,

@@ -25,7 +25,7 @@ from kinema.cluster.plan import Node
 from kinema.cluster.verdict import Check, Limits, passed, worst
 from kinema.config.errors import KinemaError
 from tests.unit.cluster import hardware
-from tests.unit.cluster.hardware import csv, gpu_row, rows_row
+from tests.unit.cluster.hardware import app_row, csv, gpu_row, rows_row
 
 GIB = 2**30
 MISSING = {"text": "", "problem": "not installed"}
@@ -43,6 +43,7 @@ def look(**changes: Any) -> dict[str, Any]:
     }
     healthy: dict[str, Any] = {
         "gpu": csv([gpu_row(0), gpu_row(1)], gpu.names(gpu.HEALTH_FIELDS)),
+        "apps": csv([], gpu.app_names()),
         "rows": csv([rows_row(0), rows_row(1)], gpu.rows_names()),
         "nvlink": {"text": hardware.NVLINK.format(link="26.562 GB/s"), "problem": None},
         "nvlink_errors": {"text": hardware.NVLINK_QUIET, "problem": None},
@@ -324,6 +325,12 @@ def test_a_node_is_slow_only_if_it_is_so_twice() -> None:
     answers = iter([result(SLOW_C), result(SLOW_C)])
     found = bandwidth.examine(NODES, lambda nodes, _: Found(NAMES, next(answers)), Limits())
     assert worst(found["c"]) == "error"
+
+
+def test_gpus_in_use_are_left_in_peace() -> None:
+    assert not gpu_checks.in_use(look())
+    assert not gpu_checks.in_use(look(apps=None))
+    assert gpu_checks.in_use(look(apps=csv([app_row(7)], gpu.app_names())))
 
 
 def test_wrong_sums_are_an_error() -> None:

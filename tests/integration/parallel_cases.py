@@ -30,7 +30,11 @@ class Case:
     Attributes:
         parallel: settings of the recipe.
         accumulation: micro-batches of each rank.
+        degrees: ranks that share each of them; by default none does.
         compile: backend.
+        tolerance: of a tensor's length: sums in another order. Half precision computes the same
+            numbers in the reference, and is summed in float32 as well; but several ranks that share
+            a micro-batch multiply other numbers of rows, and each rounds its part.
     """
 
     ranks: int
@@ -41,10 +45,22 @@ class Case:
     recompute_every: int = 1
     compile: str | None = None
     freeze: tuple[str, ...] = ()
+    degrees: tuple[int, ...] = ()
+    tolerance: float = 2e-5
+
+    def degree(self, micro: int) -> int:
+        """Ranks that share the micro-th micro-batch of each rank."""
+        return self.degrees[micro] if self.degrees else 1
+
+    def number(self, rank: int, micro: int) -> int:
+        """Which micro-batch of the step that is."""
+        before = sum(self.ranks // self.degree(m) for m in range(micro))
+        return before + rank // self.degree(micro)
 
     @property
     def micro_batches(self) -> int:
-        return self.ranks * self.accumulation
+        """Different ones of a step."""
+        return 1 + self.number(self.ranks - 1, self.accumulation - 1)
 
     @property
     def reference(self) -> tuple[str, int, tuple[str, ...]]:
@@ -63,6 +79,17 @@ CASES = {
     "zero2-frozen": Case(4, ZERO2, recompute="selective", freeze=FROZEN),
     "hybrid-zero2-bf16": Case(4, ZERO2 | PAIRS, "bf16", accumulation=2, recompute="selective"),
     "hybrid-zero3": Case(4, ZERO3 | PAIRS, accumulation=2, recompute="full"),
+    # Of 2, 3 or 4 frames and 4 or 6 places each: padded, and fewer frames than ranks.
+    "sequence": Case(2, {"sequence": 2}, accumulation=2, degrees=(2, 1), recompute="selective"),
+    "sequence-zero2-bf16": Case(
+        4, ZERO2 | {"sequence": 2}, "bf16", accumulation=2, degrees=(2, 2), tolerance=0.03
+    ),
+    "sequence-zero3": Case(
+        4, ZERO3 | {"sequence": 4}, accumulation=3, degrees=(2, 4, 1), recompute="full"
+    ),
+    "sequence-zero3-compiled": Case(
+        2, ZERO3 | {"sequence": 2}, degrees=(2,), recompute="full", compile="aot_eager"
+    ),
 }
 
 

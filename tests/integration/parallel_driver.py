@@ -25,6 +25,7 @@ from kinema.parallel.config import ParallelConfig
 from kinema.parallel.engine import Engine
 from kinema.parallel.gather import whole
 from kinema.parallel.recompute import apply_recompute
+from kinema.parallel.sequence import SequenceGroups, share_frames
 from kinema.parallel.world import World, open_world
 from kinema.training.config import OptimConfig
 from kinema.training.ema import EMA
@@ -52,6 +53,9 @@ def run_case(case: Case, world: World) -> Step:
     if case.compile:
         compile_blocks(model, backend=case.compile)
     config = ParallelConfig(**case.parallel)
+    groups = SequenceGroups(world, config.sequence)
+    if config.sequence > 1:
+        share_frames(model, groups)
     engine = Engine(model, world, config, dtype=DTYPES[case.precision])
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     average = EMA(model, DECAY)
@@ -61,13 +65,15 @@ def run_case(case: Case, world: World) -> Step:
     gradients = engine.gradients(trained)
 
     gradients.zero()
-    losses = []
+    losses = {}
+    weight = case.ranks * case.accumulation / case.micro_batches  # as `MicroBatch.weight`
     for micro in range(case.accumulation):
         gradients.expect(last=micro == case.accumulation - 1)
-        with engine.forward():
-            loss = loss_of(model, world.rank * case.accumulation + micro)
-        losses.append(float(loss.detach()))
-        scaler.scale(loss / case.accumulation).backward()
+        number = case.number(world.rank, micro)
+        with engine.forward(), groups.use(case.degree(micro)):
+            loss = loss_of(model, number)
+        losses[number] = float(loss.detach())
+        scaler.scale(loss * (weight / case.accumulation)).backward()
     gradients.finish()
     if fp16:
         scaler.unscale_(optimizer)
@@ -77,8 +83,9 @@ def run_case(case: Case, world: World) -> Step:
     scaler.step(optimizer)
     scaler.update()
     average.update(model)
+    seen = {number: loss for of_rank in world.gather(losses) for number, loss in of_rank.items()}
     return Step(
-        [loss for of_rank in world.gather(losses) for loss in of_rank],
+        [seen[number] for number in range(case.micro_batches)],
         float(norm),
         grads,
         _gathered(model.state_dict(), world),

@@ -14,9 +14,6 @@ import torch
 from tests.integration.parallel_cases import CASES, Step, differences, reference_step
 
 ROOT = Path(__file__).resolve().parents[2]
-TOLERANCE = {"fp32": 2e-5, "bf16": 2e-5, "fp16": 2e-5}
-"""Of a tensor's length: sums in another order. Half precision computes the same numbers in the
-reference, and is summed in float32 as well."""
 
 
 @functools.cache
@@ -44,7 +41,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_step_equals_that_of_one_process(results: Path, name: str) -> None:
     case = CASES[name]
     got = Step(**torch.load(results / f"{name}.pt"))
-    want, tolerance = reference(*case.reference), TOLERANCE[case.precision]
+    want, tolerance = reference(*case.reference), case.tolerance
     assert got.losses == pytest.approx(want.losses, rel=tolerance)
     assert got.norm == pytest.approx(want.norm, rel=tolerance)
     assert all(float(g.norm()) > 1e-7 for g in want.grads.values())

@@ -79,22 +79,20 @@ def _live(
 
     from rich.console import Console
     from rich.live import Live
-    from rich.text import Text
 
     from kinema.cluster.top_table import render
 
     console = Console()
-    waiting = Text("asking the nodes …")
-    with Live(waiting, console=console, screen=True, auto_refresh=False) as live:
+    watch.follow(every)
+    with Live(console=console, screen=True, auto_refresh=False) as live:
         try:
             while True:
-                nodes = watch.read()
                 width, height = console.size
-                table = render(
-                    nodes, width=width, by_gpu=gpus, sort=sort, most_rows=max(height - 6, 1)
-                )
+                room = max(height - 6, 1)
+                nodes = watch.latest()
+                table = render(nodes, width=width, by_gpu=gpus, sort=sort, most_rows=room)
                 live.update(table, refresh=True)
-                time.sleep(every)
+                time.sleep(min(every, 1.0))
         except KeyboardInterrupt:
             return
 

@@ -8,6 +8,7 @@ import os
 import select
 import subprocess
 import time
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -41,7 +42,9 @@ class Session:
         self.host = host
         self._python = python
         command, text = call("lines", {"module": module}, python=python)
-        self._process = ssh.start(host, command)
+        # A connection that other commands share would end with this one.
+        alone = (*ssh.options, "ControlMaster=no", "ControlPath=none")
+        self._process = replace(ssh, options=alone).start(host, command)
         self._out = text
         self._buffer = b""
 
@@ -96,9 +99,13 @@ class Session:
             return explain(stderr, self.host)
         return failure(code, stderr, self._python)
 
-    def close(self) -> None:
-        """End the connection; what runs on the node ends with it."""
+    def end(self) -> None:
+        """End the connection, from any thread: who waits for an answer gets a `LostError`."""
         self._process.kill()
+
+    def close(self) -> None:
+        """End the connection and free what it holds; what runs on the node ends with it."""
+        self.end()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:

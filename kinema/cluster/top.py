@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -109,23 +110,58 @@ def as_dict(nodes: Sequence[NodeUse]) -> dict[str, Any]:
 
 
 class Watch:
-    """Connections to all hosts, read together again and again::
+    """Connections to all hosts, read again and again::
 
         with Watch(ssh, hosts) as watch:
-            nodes = watch.read()
+            nodes = watch.read()  # once, waiting for all
+            watch.follow(every_s=2)
+            nodes = watch.latest()  # at any time, waiting for none
 
     Args:
         timeout_s: that a host has for an answer.
+        stale_s: after which a missing answer is mentioned.
     """
 
-    def __init__(self, ssh: Ssh, hosts: Sequence[Host], *, timeout_s: float = 30) -> None:
-        self._ssh, self._hosts, self._timeout_s = ssh, list(hosts), timeout_s
+    def __init__(
+        self, ssh: Ssh, hosts: Sequence[Host], *, timeout_s: float = 30, stale_s: float = 5
+    ) -> None:
+        self._ssh, self._hosts = ssh, list(hosts)
+        self._timeout_s, self._stale_s = timeout_s, stale_s
         self._sessions: dict[str, Session] = {}
         self._lost: dict[str, tuple[float, Problem]] = {}
+        self._latest: dict[str, tuple[float, NodeUse]] = {}
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
 
     def read(self) -> list[NodeUse]:
         """Every node, in the order of the hosts. A host that is lost is tried again later."""
         return self._ssh.each(self._hosts, self._one)
+
+    def follow(self, every_s: float) -> None:
+        """Read each host on its own from now on: one that hangs holds up no other."""
+        now = time.monotonic()
+        for host in self._hosts:
+            self._latest[host.name] = now, NodeUse(host.name, note="asking …")
+            thread = threading.Thread(target=self._follow, args=(host, every_s), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def latest(self) -> list[NodeUse]:
+        """What is known of every node, in the order of the hosts; old news are marked."""
+        found = []
+        for host in self._hosts:
+            when, node = self._latest[host.name]
+            age = time.monotonic() - when
+            if node.problem is None and age > self._stale_s:
+                node = replace(node, note=f"no answer for {age:.0f} s")
+            found.append(node)
+        return found
+
+    def _follow(self, host: Host, every_s: float) -> None:
+        while not self._stop.is_set():
+            node = self._one(host)
+            self._latest[host.name] = time.monotonic(), node
+            self._stop.wait(every_s)
 
     def _one(self, host: Host) -> NodeUse:
         when, problem = self._lost.get(host.name, (0.0, Problem("")))
@@ -159,7 +195,12 @@ class Watch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for session in self._sessions.values():
+        self._stop.set()
+        for session in list(self._sessions.values()):
+            session.end()
+        for thread in self._threads:
+            thread.join(5)
+        for session in list(self._sessions.values()):
             session.close()
 
 

@@ -11,7 +11,8 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,34 @@ def test_top_shows_gpus_and_whose_processes_they_run(
     rows = [line for line in by_gpu.splitlines() if line.startswith("good")]
     assert len(rows) == 2
     assert "rank 5 of tiny/x" in rows[0]
+
+
+def test_a_node_that_hangs_holds_up_no_other(cluster: Cluster, nodes: dict[str, Hardware]) -> None:
+    hosts = [host for host in cluster.hosts if host.name in ("good", "odd")]
+    with Watch(cluster.ssh, hosts, stale_s=1.0) as watch:
+        watch.follow(every_s=0.1)
+        until(lambda: all(node.note is None for node in watch.latest()))
+        nodes["odd"].hangs = True
+        nodes["odd"].write()
+        nodes["good"].gpus[0]["power.draw"] = "111.00"
+        nodes["good"].write()
+        try:
+            until(lambda: "no answer for" in (watch.latest()[1].note or ""))
+            until(lambda: watch.latest()[0].gpus[0].power_w == 111)
+            assert watch.latest()[0].note is None
+            assert watch.latest()[1].gpus  # what was last known
+        finally:
+            nodes["odd"].hangs, nodes["good"].gpus[0]["power.draw"] = False, "652.31"
+            for name in ("good", "odd"):
+                nodes[name].write()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something; fails only if it never comes."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_node_that_goes_away_is_said_to(cluster: Cluster, nodes: dict[str, Hardware]) -> None:

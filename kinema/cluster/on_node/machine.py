@@ -54,22 +54,26 @@ def run(tool: str, *words: str, timeout_s: float = 20) -> dict[str, Any]:
     if program is None:
         return {"text": "", "problem": "not installed"}
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [program, *words],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout_s,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=dict(os.environ, LC_ALL="C"),
         )
-    except subprocess.TimeoutExpired:
-        return {"text": "", "problem": f"did not answer within {timeout_s:g} s"}
     except OSError as error:
         return {"text": "", "problem": f"cannot be run: {error.strerror}"}
-    text = done.stdout.decode("utf-8", "replace")
+    try:
+        stdout, stderr = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        # Not waited for: a tool that hangs in the driver does not even end when it is killed.
+        process.kill()
+        return {"text": "", "problem": f"did not answer within {timeout_s:g} s"}
+    text = stdout.decode("utf-8", "replace")
     problem = None
-    if done.returncode:
-        said = (done.stderr.decode("utf-8", "replace") + "\n" + text).strip().splitlines()
-        problem = f"ended with code {done.returncode}: {said[0][:200] if said else ''}"
+    if process.returncode:
+        said = (stderr.decode("utf-8", "replace") + "\n" + text).strip().splitlines()
+        problem = f"ended with code {process.returncode}: {said[0][:200] if said else ''}"
     return {"text": text, "problem": problem}
 
 

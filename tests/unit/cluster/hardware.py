@@ -68,7 +68,10 @@ import json, sys
 from pathlib import Path
 table = json.loads((Path(__file__).parent / "nvidia.json").read_text())
 words = sys.argv[1:]
-if table.get("broken"):
+if table["hangs"]:
+    import time
+    time.sleep(600)
+if table["broken"]:
     sys.stdout.write(table["broken"] + "\\n")
     sys.exit(15)
 if words[0] == "nvlink":
@@ -163,6 +166,7 @@ class Hardware:
     nvlink: str = ""
     nvlink_errors: str = ""
     broken: str = ""
+    hangs: bool = False
     log: str = ""
     leap: str = "Normal"
     clock_s: float | None = None
@@ -202,6 +206,7 @@ class Hardware:
                 "listing": "",
                 "known": known,
                 "broken": self.broken,
+                "hangs": self.hangs,
             }
             _replace(tools / "nvidia.json", json.dumps(table))
         _tool(tools / "dmesg", f"import sys; sys.stdout.write({self.log!r})\n")

@@ -25,7 +25,7 @@ from kinema.cluster.ssh import SSH_FAILED, Problem, Ssh, explain
 from kinema.telemetry.progress import Progress
 
 LEAVE = ("optimizer",)
-"""Sections that stay where they are: two thirds of the bytes, of use only to resume."""
+"""Sections that stay where they are: half of the bytes, of use only to resume."""
 STATE = "state.json"
 ARRIVING, DELETING = ".arriving-", ".deleting-"
 LOOK_S = 120.0

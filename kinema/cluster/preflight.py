@@ -107,7 +107,7 @@ def without_the_disk(
     first, others = hosts[:1], hosts[1:]
     if not others:
         return []
-    given = {"folder": folder, "disk": disk, "name": f".kinema-{name}"}
+    given: dict[str, Any] = {"folder": folder, "disk": disk, "name": f".kinema-{name}"}
 
     def tell(to: Sequence[Host], step: str) -> list[Answer]:
         return ask(ssh, to, "shared_disk", timeout_s=TIMEOUT_S, python=python, step=step, **given)

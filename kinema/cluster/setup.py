@@ -90,10 +90,13 @@ def set_up(
         _copy(ssh, hosts, wanted.wheelhouse, wheels, dry_run, say)
     answers = _install(ssh, hosts, wanted, kinema, wheels, dry_run)
     require([(a.host, a.problem or _error(a)) for a in answers], "are not set up")
-    for answer in answers:
-        did = [f"would run {line}" if dry_run else line for line in answer.value["did"]]
-        for line in did or ["nothing to install"]:
-            say(f"{answer.host.name}: {line}")
+    ran = "would run" if dry_run else "ran"
+    did = [
+        (answer.host, f"{ran} {line}" if line else "nothing to install")
+        for answer in answers
+        for line in answer.value["did"] or [""]
+    ]
+    _say_together(did, say)
     if dry_run:
         return
     _compare(answers, wanted, say)
@@ -110,10 +113,14 @@ def _copy(
 ) -> None:
     copied = copy_out(ssh, hosts, source, target, dry_run=dry_run)
     require([(c.host, c.problem) for c in copied], f"did not get {source.name}")
-    for one in copied:
-        if one.files:
-            verb = "would get" if dry_run else "got"
-            say(f"{one.host.name}: {verb} {one.files} files of {source.name}, {one.bytes:,} bytes")
+    verb = "would get" if dry_run else "got"
+    what = f"of {source.name}" if source.is_dir() else f"({source.name})"
+    got = [
+        (one.host, f"{verb} {_files(one.files)} {what}, {one.bytes:,} bytes")
+        for one in copied
+        if one.files
+    ]
+    _say_together(got, say)
 
 
 def _install(
@@ -161,6 +168,19 @@ def _compare(answers: Sequence[Answer], wanted: Wanted, say: Callable[[str], Non
         f"all {len(answers)} hosts: kinema {versions['kinema']} ({facts['code']}), "
         f"torch {versions['torch']}, Python {facts['python']}"
     )
+
+
+def _files(count: int) -> str:
+    return f"{count} file" if count == 1 else f"{count} files"
+
+
+def _say_together(lines: Sequence[tuple[Host, str]], say: Callable[[str], None]) -> None:
+    """What is the same for several hosts in one line."""
+    together: dict[str, list[str]] = {}
+    for host, text in lines:
+        together.setdefault(text, []).append(host.name)
+    for text, names in together.items():
+        say(f"{', '.join(names)}: {text}")
 
 
 def _error(answer: Answer) -> Problem | None:

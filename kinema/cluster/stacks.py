@@ -14,6 +14,8 @@ from kinema.cluster.ssh import Problem, Ssh
 
 _THREAD = re.compile(r'Thread (?:0x)?[0-9A-Fa-f]+ \([^)]*\)(?:: "(?P<name>.*)")?')
 _ADDRESS = re.compile(r"0x[0-9A-Fa-f]+")
+_STARTER = re.compile(r"\((typer/|kinema/cli/|<frozen runpy>)|^<module> ")
+"""Outermost frames, which are the same for everything that a command starts."""
 NAMED = 6
 """Processes of a group that are named."""
 PTRACE = (
@@ -92,9 +94,20 @@ def group(dumps: Sequence[Dump]) -> list[Group]:
 def main_thread(text: str) -> tuple[str, ...]:
     """Frames of the main thread (of the first where none is called so).
 
-    Numbers of processes and threads and addresses, which always differ, are left out; lines are
-    kept, because they tell one collective from another.
+    Numbers of processes and threads and addresses, which always differ, are left out, and so are
+    the frames that lead into a command; lines are kept, because they tell one collective from
+    another.
     """
+    frames = next((f for name, f in _threads(text) if name == "MainThread"), None)
+    if frames is None:
+        frames = next((f for _, f in _threads(text)), [])
+    while len(frames) > 1 and _STARTER.search(frames[-1]):
+        frames.pop()
+    return tuple(frames)
+
+
+def _threads(text: str) -> list[tuple[str, list[str]]]:
+    """Name and frames of every thread."""
     threads: list[tuple[str, list[str]]] = []
     for line in text.splitlines():
         match = _THREAD.match(line)
@@ -102,10 +115,7 @@ def main_thread(text: str) -> tuple[str, ...]:
             threads.append((match["name"] or "", []))
         elif threads and line.startswith("    "):
             threads[-1][1].append(_ADDRESS.sub("0x..", line.strip()))
-    for name, frames in threads:
-        if name == "MainThread":
-            return tuple(frames)
-    return tuple(threads[0][1]) if threads else ()
+    return threads
 
 
 def render(groups: Sequence[Group]) -> str:

@@ -318,7 +318,7 @@ def test_setup_brings_code_and_environment_and_again_does_nothing(
         '"detail": "1 GiB free", "advice": "free some"}]\')\n'
     )
     changed = cluster.kinema(*words)
-    assert "node1: got 1 files of kinema" in changed.stdout
+    assert "node1: got 1 file of kinema" in changed.stdout
     assert "node1: nothing to install" in changed.stdout
     assert changed.returncode == 1
     assert "node1: disk: 1 GiB free (free some)" in changed.stderr

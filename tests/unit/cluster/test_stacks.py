@@ -16,6 +16,10 @@ Thread {pid} (active): "MainThread"
     finish (kinema/parallel/gradients.py:{line})
     call at 0x{thread}
     run (kinema/training/loop.py:190)
+    _command.<locals>.command (kinema/cli/train.py:181)
+    TyperGroup.main (typer/core.py:1305)
+    main (kinema/cli/main.py:73)
+    <module> (kinema:6)
 """
 
 

@@ -7,6 +7,8 @@ Rank 0 of each leaves `OUTPUT/CASE.pt` with what the step made.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import socket
 import sys
@@ -14,11 +16,13 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch._dynamo  # imported before forking, for speed
 import torch.distributed.checkpoint
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from kinema.parallel.compile import compile_blocks
 from kinema.parallel.config import ParallelConfig
@@ -97,6 +101,32 @@ def _gathered(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
     return whole(tensors, world, lambda _: 0)
 
 
+def overflow(world: World) -> dict[str, Any]:
+    """Gradients of fp16 that are too large on rank 1 alone: what this rank's scaler makes of it."""
+    model = build()
+    engine = Engine(model, world, ParallelConfig(shard="zero3"), dtype=torch.float16)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = build_optimizer(trained, OptimConfig(lr=LR))
+    scaler = torch.amp.GradScaler("cpu", init_scale=LOSS_SCALE)
+    gradients = engine.gradients(trained)
+    gradients.expect(last=True)
+    before = [p.detach().to_local().clone() for p in trained.values() if isinstance(p, DTensor)]
+    with engine.forward():
+        loss = loss_of(model, world.rank)
+    scaler.scale(loss * (1e6 if world.rank else 1.0)).backward()
+    gradients.finish()
+    scaler.unscale_(optimizer)
+    norm = gradients.norm()
+    scaler.step(optimizer)
+    scaler.update()
+    after = [p.detach().to_local() for p in trained.values() if isinstance(p, DTensor)]
+    return {
+        "scale": scaler.get_scale(),
+        "norm is finite": math.isfinite(float(norm)),
+        "moved": any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)),
+    }
+
+
 def _all_cases(output: Path, ranks: int) -> None:
     with open_world("cpu") as world:
         for name, case in CASES.items():
@@ -105,6 +135,8 @@ def _all_cases(output: Path, ranks: int) -> None:
                 if world.is_main:
                     torch.save(asdict(step), output / f"{name}.pt")
                 torch._dynamo.reset()
+        if ranks == 2:
+            (output / f"overflow-{world.rank}.json").write_text(json.dumps(overflow(world)))
 
 
 def on_ranks(ranks: int, work: Callable[[int], None]) -> None:

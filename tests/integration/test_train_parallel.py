@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.parallel_cases import CASES, Step, differences, reference_step
+from tests.integration.parallel_cases import CASES, LOSS_SCALE, Step, differences, reference_step
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,6 +49,12 @@ def test_a_step_equals_that_of_one_process(results: Path, name: str) -> None:
     assert not differences(got.grads, want.grads, tolerance)
     assert not differences(got.weights, want.weights, tolerance)
     assert not differences(got.average, want.average, tolerance)
+
+
+def test_all_ranks_skip_an_update_that_overflows_on_one(results: Path) -> None:
+    for rank in range(2):
+        seen = json.loads((results / f"overflow-{rank}.json").read_text())
+        assert seen == {"scale": LOSS_SCALE / 2, "norm is finite": False, "moved": False}
 
 
 def test_at_most_twelve_cases() -> None:

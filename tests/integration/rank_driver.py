@@ -17,13 +17,14 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint  # noqa: F401 (imported before forking, for speed)
 
 from kinema.config.errors import KinemaError
-from kinema.data.loader import Batch
+from kinema.data.loader import Batch, SkippedRow
 from kinema.training.draws import Draws
 from kinema.training.feed import Feed
 from kinema.training.run import Start, train
@@ -52,6 +53,26 @@ def _record_rows(folder: Path, rank: int) -> None:
     Feed.epoch = epoch  # type: ignore[method-assign]
 
 
+def _lose(rank: int, faulty: int) -> None:
+    """One rank cannot read the second row of its first micro-batch."""
+    honest = Feed.epoch
+
+    def epoch(self: Feed, number: int, start: int) -> tuple[int, Iterator[Batch]]:
+        steps, batches = honest(self, number, start)
+
+        def without() -> Iterator[Batch]:
+            batch = next(batches)
+            row = int(batch.rows[1])
+            bad = SkippedRow(row, self.path(row), "timeout", "took too long")
+            yield replace(batch.without([row]), skipped=[*batch.skipped, bad])
+            yield from batches
+
+        return steps, without()
+
+    if rank == faulty:
+        Feed.epoch = epoch  # type: ignore[method-assign]
+
+
 def _spoil(rank: int, faulty: int) -> None:
     honest, count = TextToVideo.loss, itertools.count()
 
@@ -69,6 +90,7 @@ def run(
     *overrides: str,
     recipe: str = "tiny/smoke",
     load: bool = False,
+    lose: int = -1,
     spoil: int = -1,
     stop: int = -1,
 ) -> None:
@@ -86,6 +108,7 @@ def run(
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         _record_rows(folder, rank)
+        _lose(rank, lose)
         _spoil(rank, spoil)
 
         def on_step(step: int, _: dict[str, Any] | None) -> None:
@@ -121,6 +144,11 @@ def main() -> None:
     run("masked-resumed", 2, "max_steps=2", eps, recipe="tiny/smoke-1.1")
     run("masked-resumed", 2, "max_steps=3", eps, recipe="tiny/smoke-1.1", load=True)
     run("masked-alone", 1, "max_steps=3", "accumulation=2", eps, recipe="tiny/smoke-1.1")
+    # Two ranks share every clip; a file that one of them cannot read is left out by both.
+    sharing = "parallel={sequence: 2, sequence_tokens: 2}"
+    run("shared", 2, "max_steps=3", eps, sharing, lose=1)
+    run("shared-alone", 1, "max_steps=3", eps, lose=0)
+    run("shared-in-thirds", 3, "max_steps=3", sharing)
     run("spoiled", 2, "max_steps=5", "ckpt_every=1", spoil=1)
     run("stopped", 2, "max_steps=5", stop=0)
 

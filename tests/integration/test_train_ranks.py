@@ -46,7 +46,8 @@ def rows(runs: Path, name: str, epoch: int) -> Counter[int]:
 
 
 @pytest.mark.parametrize(
-    ("several", "alone", "steps"), [("whole", "alone", 5), ("masked", "masked-alone", 3)]
+    ("several", "alone", "steps"),
+    [("whole", "alone", 5), ("masked", "masked-alone", 3), ("shared", "shared-alone", 3)],
 )
 def test_two_ranks_equal_one_of_the_same_global_batch(
     runs: Path, several: str, alone: str, steps: int
@@ -60,6 +61,26 @@ def test_two_ranks_equal_one_of_the_same_global_batch(
         for n in (several, alone)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_what_ranks_share_is_counted_once(runs: Path) -> None:
+    """Also what one of them could not read, which both leave out."""
+    shared, alone = (
+        [json.loads(line) for line in (runs / n / "000-smoke" / "log.jsonl").open()]
+        for n in ("shared", "shared-alone")
+    )
+    assert [r.get("unreadable") for r in shared] == [r.get("unreadable") for r in alone]
+    assert shared[0]["unreadable"] == 1
+    for of_two, of_one in zip(shared, alone, strict=True):
+        names = [name for name in of_one if name.startswith("loss")]
+        assert [of_two[n] for n in names] == pytest.approx([of_one[n] for n in names], rel=1e-4)
+
+
+def test_ranks_that_cannot_share_are_told_so(runs: Path) -> None:
+    for rank in range(3):
+        error = (runs / "shared-in-thirds" / f"error-{rank}.txt").read_text()
+        assert "parallel.sequence" in error
+    assert not list((runs / "shared-in-thirds").glob("000*"))
 
 
 @pytest.mark.parametrize(("first", "second"), [("whole", "resumed"), ("masked", "masked-resumed")])

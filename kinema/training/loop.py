@@ -504,7 +504,7 @@ class Trainer:
             return {}
         self._vitals.be_patient()
         self._saver.before_update()  # it may be copying what changes places for a while
-        with self._meters.waits.ignored():
+        with self._spans("validation"), self._meters.waits.ignored():
             return self._validation.run(self.state)
 
     def _write_record(self, found: dict[str, float]) -> dict[str, Any]:

@@ -114,7 +114,10 @@ def _receive(
     """Files of a folder there, after what has arrived of them."""
     wanted: list[tuple[str, int, int]] = []
     for name, size in sizes.items():
-        place = Path(inside(str(into.absolute()), name))
+        try:
+            place = Path(inside(str(into.absolute()), name))
+        except ValueError as error:
+            return Problem(str(error))
         place.parent.mkdir(parents=True, exist_ok=True)
         begun = place.stat().st_size if place.exists() else 0
         if begun > size:

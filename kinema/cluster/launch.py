@@ -40,9 +40,12 @@ class _Line:
     """What the agent said at its end."""
     stderr: list[bytes] = field(default_factory=list)
     ended: bool = False
+    sent: threading.Event = field(default_factory=threading.Event)
+    """The agent's text is on its way; orders come after it."""
 
     def tell(self, word: str) -> None:
         assert self.process.stdin is not None
+        self.sent.wait()
         with suppress(OSError):
             self.process.stdin.write(f"{word}\n".encode())
             self.process.stdin.flush()
@@ -92,7 +95,11 @@ class Launch:
         failed: list[_Line] = []
         with self._on_signals():
             try:
-                self._lines = [self._start(index) for index in range(len(self._nodes))]
+                for index in range(len(self._nodes)):
+                    if not self._asked:
+                        self._lines.append(self._start(index))
+                if self._asked:
+                    self._tell("stop")  # those that were not there yet when it was asked
                 while any(not line.ended for line in self._lines):
                     with suppress(queue.Empty):
                         line = self._ended.get(timeout=0.2)
@@ -137,6 +144,7 @@ class Launch:
         with suppress(OSError):
             process.stdin.write(text)
             process.stdin.flush()
+        line.sent.set()
         mark = MARK.encode()
         for said in process.stdout:
             if said.startswith(mark):
@@ -156,8 +164,7 @@ class Launch:
             return
         names = ", ".join(other.node.host.name for other in others)
         self._say(f"{line.node.host.name} failed: stopping {names}")
-        for other in others:
-            other.tell("stop")
+        self._tell("stop")
         self._kill_at = time.monotonic() + FAILED_GRACE_S
 
     @contextmanager
@@ -188,16 +195,20 @@ class Launch:
             else:
                 self._say(f"{name}: killing all ranks")
         if self._asked == 1:
-            for line in self._lines:
-                line.tell("stop")
+            self._tell("stop")
         else:
             self._kill_at = time.monotonic()
+
+    def _tell(self, word: str) -> None:
+        # Beside one another: a host that does not answer must not keep the others waiting.
+        for line in list(self._lines):
+            if not line.ended:
+                threading.Thread(target=line.tell, args=(word,), daemon=True).start()
 
     def _watch_the_clock(self) -> None:
         now = time.monotonic()
         if self._kill_at is not None and now >= self._kill_at:
-            for line in self._lines:
-                line.tell("kill")
+            self._tell("kill")
             self._kill_at, self._give_up_at = None, now + KILLED_GRACE_S
         if self._give_up_at is not None and now >= self._give_up_at:
             for line in self._lines:

@@ -2,7 +2,7 @@
 
 It is told through stdin: `stop` (SIGTERM, SIGKILL after the grace time), `kill` (at once); the end
 of stdin, which is also what a broken connection is, means `stop`. Its last line of output begins
-with MARK and says how it went.
+with MARK and says how it went: torchrun's exit code, and processes that even SIGKILL did not end.
 """
 
 from __future__ import annotations
@@ -74,17 +74,9 @@ def main(
     ended.wait(2.0)
     relay.join(2.0)
     code = torchrun.poll()
-    if code == 0:
+    if _say({"code": code, "remaining": result["remaining"]}):
+        # All of it has been passed on; a broken connection leaves it here.
         shutil.rmtree(logs, ignore_errors=True)
-    _say(
-        {
-            "code": code,
-            "stopped": not by_itself.is_set(),
-            "logs": logs if os.path.isdir(logs) else None,
-            "killed": len(result["killed"]),
-            "remaining": result["remaining"],
-        }
-    )
     os._exit(0 if code == 0 else 1)
 
 
@@ -129,9 +121,11 @@ def _wait(
     stop.set()
 
 
-def _say(report: dict[str, Any]) -> None:
+def _say(report: dict[str, Any]) -> bool:
+    """Whether somebody listened."""
     try:
         sys.stdout.write(f"\n{MARK}{json.dumps(report)}\n")
         sys.stdout.flush()
     except OSError:
-        pass  # nobody listens any more
+        return False
+    return True

@@ -167,9 +167,7 @@ def train(
         start, into, notes = _going_on(recipe, start, launch, world)
         weights = weights_of(recipe, start.ckpt_path)
         notes += check_alike(facts(recipe, world, weights), world)
-        groups = SequenceGroups(
-            world, recipe.parallel.sequence, timeout=timedelta(seconds=limit)
-        )
+        groups = SequenceGroups(world, recipe.parallel.sequence, timeout=timedelta(seconds=limit))
         stop = stack.enter_context(stop_on_signals())
         previous = _previous(recipe, start, world)
         manifest = _read_manifest(recipe)

@@ -73,6 +73,7 @@ class Saver:
         self._log = log
         self._about = about
         self._components = components
+        self._recipe_text = dump_recipe(recipe)
         self._finalise = finalise
         self._saved_step = saved_step
         self._share = OptimizerShare(state.optimizer_tensors(), world.rank, world.size)
@@ -266,7 +267,7 @@ class Saver:
 
     def _content(self) -> Content:
         state = {**self._state.values(), **self._about}
-        return Content(state, self._components, dump_recipe(self._recipe))
+        return Content(state, self._components, self._recipe_text)
 
 
 @dataclass

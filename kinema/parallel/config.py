@@ -14,7 +14,7 @@ class ParallelConfig:
     shard: Literal["none", "zero2", "zero3"] = "none"
     """What the ranks share out among them: nothing (each holds all); optimizer state, averaged
     weights and gradients (zero2: weights are gathered once a step); or weights as well (zero3:
-    each block's are gathered when it runs, which saves memory and doubles what is sent)."""
+    each block's are gathered when it runs, forward and backward: less memory, more is sent)."""
     shard_over: Literal["all", "node"] | int = "all"
     """Ranks that hold one copy together: all; those of a machine, with a copy in each machine
     (hybrid: gathering stays inside the machine); or so many neighbouring ranks."""

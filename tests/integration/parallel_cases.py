@@ -69,7 +69,8 @@ class Case:
 
 
 FROZEN = ("y_embedder", "spatial_blocks.*.attn", "temporal_blocks.1")
-ZERO2, ZERO3, PAIRS = {"shard": "zero2"}, {"shard": "zero3"}, {"shard_over": 2}
+ZERO2, ZERO3 = {"shard": "zero2"}, {"shard": "zero3"}
+PAIRS, NODES = {"shard_over": 2}, {"shard_over": "node"}
 CASES = {
     "copies": Case(2, accumulation=2, recompute="selective"),
     "zero2": Case(2, ZERO2, accumulation=4, recompute="full"),
@@ -78,7 +79,7 @@ CASES = {
     "zero3-compiled": Case(2, ZERO3, recompute="full", compile="aot_eager"),
     "zero2-frozen": Case(4, ZERO2, recompute="selective", freeze=FROZEN),
     "hybrid-zero2-bf16": Case(4, ZERO2 | PAIRS, "bf16", accumulation=2, recompute="selective"),
-    "hybrid-zero3": Case(4, ZERO3 | PAIRS, accumulation=2, recompute="full"),
+    "hybrid-zero3": Case(4, ZERO3 | NODES, accumulation=2, recompute="full"),
     # Of 2, 3 or 4 frames and 4 or 6 places each: padded, and fewer frames than ranks.
     "sequence": Case(2, {"sequence": 2}, accumulation=2, degrees=(2, 1), recompute="selective"),
     "sequence-zero2-bf16": Case(

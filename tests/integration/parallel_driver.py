@@ -150,7 +150,9 @@ def on_ranks(ranks: int, work: Callable[[int], None]) -> None:
         if child:
             children.append(child)
             continue
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        # Two to a machine.
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank % 2), "WORLD_SIZE": str(ranks)}
+        os.environ["LOCAL_WORLD_SIZE"] = "2"
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         try:
             work(rank)

@@ -261,14 +261,15 @@ class Trainer:
         recipe, step = self.recipe, self.state.step
         record = None
         self._saver.report()
-        found = self._validate()
+        profiled = self._profile is not None  # steps and nothing else, and nothing of it is kept
+        found = {} if profiled else self._validate()
         if step == 1 or step % recipe.log_every == 0:
             record = self._write_record(found)
         elif found and self._log is not None:
             self._log.step({"step": step, "epoch": self.state.epoch, **found})
-        if step % recipe.ckpt_every == 0:
+        if step % recipe.ckpt_every == 0 and not profiled:
             self.save()
-        if recipe.preview and step % recipe.preview.every == 0:
+        if recipe.preview and step % recipe.preview.every == 0 and not profiled:
             self._vitals.be_patient()
             if self._on_preview:
                 with self._spans("preview"):

@@ -194,7 +194,7 @@ def test_profile_and_wandb_from_the_command_line(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     command = ["train", "tiny/smoke", "--data-path", str(manifest), "--outputs", str(tmp_path)]
-    command += ["--device", "cpu", "--max_steps", "100", "--epochs", "100", "--ckpt_every", "100"]
+    command += ["--device", "cpu", "--max_steps", "100", "--epochs", "100", "--ckpt_every", "2"]
     command += ["--tracking.tensorboard", "false", "--wandb", "--profile", "--profile-steps", "2"]
     monkeypatch.setattr(sys, "argv", ["kinema", *command])
     with pytest.raises(SystemExit) as ended:

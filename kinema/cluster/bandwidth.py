@@ -25,6 +25,8 @@ from kinema.config.errors import KinemaError
 
 ROUNDS = 5
 """Partners that each node is timed with."""
+TOGETHER_S = 20.0
+"""Between the ends of the nodes' processes."""
 END_S = 15.0
 """For a node to end what it started, after it was told."""
 NETWORK_CURE = (
@@ -204,10 +206,12 @@ class _Run:
         for reader in readers:
             reader.start()
         deadline = time.monotonic() + self._test.timeout_s
-        late = False
-        for reader in readers:
-            reader.join(max(deadline - time.monotonic(), 0))
-            late = late or reader.is_alive()
+        while any(reader.is_alive() for reader in readers) and time.monotonic() < deadline:
+            time.sleep(0.1)
+            if not all(reader.is_alive() for reader in readers):
+                # They end together; if one fails, the others would wait for it in vain.
+                deadline = min(deadline, time.monotonic() + TOGETHER_S)
+        late = any(reader.is_alive() for reader in readers)
         for line, _ in lines:
             with suppress(OSError):
                 if late and line.stdin is not None:
@@ -221,8 +225,6 @@ class _Run:
         found = [text for said in self._said.values() for text in said if text.startswith("{")]
         if found:
             return Found(names, json.loads(found[-1]))
-        if late:
-            return Found(names, None, f"no result within {self._test.timeout_s:g} s")
         return Found(names, None, self._why())
 
     def _start(self, index: int) -> tuple[subprocess.Popen[bytes], bytes]:
@@ -268,12 +270,13 @@ class _Run:
 
     def _why(self) -> str:
         """The line that says most, of all that the nodes said."""
-        for sign in ("error: ", "Error: ", "Error", ""):
+        for sign in ("error: ", "Error: ", "Error"):
             for name, said in self._said.items():
-                telling = [text for text in said if sign in text and not text.startswith("[W")]
+                telling = [text for text in said if sign in text]
                 if telling:
-                    return f"{name}: {telling[0][:300]}"
-        return "the nodes said nothing"
+                    return f"{name} says: {telling[0][:300]}"
+        last = [f"{name} says last: {said[-1][:200]}" for name, said in self._said.items() if said]
+        return "; ".join(["no result in time", *last])
 
 
 def _size(count: int) -> str:

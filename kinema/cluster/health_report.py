@@ -49,14 +49,14 @@ def _counted(checks: list[Check]) -> str:
 
 def _findings(health: Health, status: Status) -> Iterator[str]:
     """Findings of one status; what many nodes share is said once."""
-    same: dict[tuple[str, str, str], dict[str, str]] = {}
+    same: dict[tuple[str, str, str, bool], dict[str, str]] = {}
     every = {**health.nodes, EVERYONE: health.together}
     for node, checks in every.items():
         for check in checks:
             if check.status == status:
-                key = (check.name, check.limit, check.cure)
+                key = (check.name, check.limit, check.cure, node == EVERYONE)
                 same.setdefault(key, {})[node] = check.value
-    for (name, limit, cure), values in same.items():
+    for (name, limit, cure, _), values in same.items():
         shown = list(dict.fromkeys(values.values()))
         value = shown[0] if len(shown) == 1 else f"{shown[0]} … {shown[-1]}"
         if status != "ok":

@@ -247,7 +247,7 @@ def _processes(
     processes += [
         _process(one, one["command"], None, None)
         for one in found
-        if one["pid"] not in on_gpus and not one["helper"]
+        if one["pid"] not in on_gpus and one["training"] and not one["helper"]
     ]
     return sorted(processes, key=lambda p: (p.gpu is None, p.gpu or 0, p.rank or 0, p.pid))
 

@@ -21,9 +21,11 @@ import pytest
 from kinema.cluster import bandwidth, health_report
 from kinema.cluster.clocks import measure
 from kinema.cluster.health import Examiner, Wanted
+from kinema.cluster.plan import Node
 from kinema.cluster.rounds import Rounds
 from kinema.cluster.ssh import Problem
 from kinema.cluster.top import Watch
+from kinema.cluster.verdict import Limits
 from tests.integration.cluster_fixtures import BIN, Cluster, loopback, needs_sshd
 from tests.unit.cluster import hardware
 from tests.unit.cluster.hardware import Hardware, app_row, gpu_row, rows_row
@@ -148,6 +150,21 @@ def test_bandwidth_is_measured_over_all_and_in_pairs(cluster: Cluster) -> None:
     for node in found["nodes"].values():
         (pair,) = [c for c in node["checks"] if c["name"] == "bandwidth in pairs"]
         assert float(pair["value"].split()[0]) >= 0
+    assert not still_running(cluster.folder)
+
+
+def test_why_nothing_was_measured_is_said(cluster: Cluster, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\ncase "$*" in *"-m torch.distributed.run"*)'
+        f' echo "ImportError: torch is broken here"; exit 1;; esac\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    test = bandwidth.Test(str(python), str(cluster.folder), {}, timeout_s=60)
+    parts = [Node(host, 1) for host in cluster.hosts[:2]]
+    found = bandwidth.examine(parts, bandwidth.over_ssh(cluster.ssh, test), Limits())
+    assert set(found) == {""}, "of two nodes none can be blamed"
+    assert "ImportError: torch is broken here" in found[""][0].value
     assert not still_running(cluster.folder)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import re
 import socket
 import time
 from typing import Any
@@ -31,7 +30,6 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         apps = nvidia.query("compute-apps", question["apps"])
         if "MIG-" in apps["text"]:  # which GPU a slice is of
             listing = machine.run("nvidia-smi", "-L")["text"]
-    on_gpus = {int(number) for number in re.findall(r"(?<![\w-])\d+(?=,)", apps["text"])}
     return {
         "time": time.time(),
         "hostname": socket.gethostname(),
@@ -42,8 +40,17 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "cpu_percent": _cpu_percent(),
         "memory": machine.memory(),
-        "processes": _processes(on_gpus, question["host"], question["others"]),
+        "processes": _processes(_pids(apps), question["host"], question["others"]),
     }
+
+
+def _pids(apps: dict[str, Any]) -> set[int]:
+    """Of processes on GPUs; what cannot be read here is complained of on the other side."""
+    if "pid" not in apps["fields"]:
+        return set()
+    at = apps["fields"].index("pid")
+    cells = [line.split(",")[at : at + 1] for line in apps["text"].splitlines()]
+    return {int(cell[0]) for cell in cells if cell and cell[0].strip().isdecimal()}
 
 
 def _load() -> float | None:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
 from kinema.config.errors import KinemaError
+from kinema.parallel.meeting import meet
 
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others: the first step of a large model takes minutes."""
@@ -106,7 +107,9 @@ def open_world(
             backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
         )
     else:
-        dist.init_process_group(backend, timeout=timeout)
+        found, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+        store = meet(found, rank, size, timeout=timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield World(rank, size, chosen, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     except BaseException:

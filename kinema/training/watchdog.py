@@ -25,7 +25,7 @@ from typing import Any
 
 from kinema.training.culprit import Limits, Seen, silent, suspects
 from kinema.training.heartbeat import HeartbeatReader, State
-from kinema.training.stacks import process_state
+from kinema.training.stacks import decode_workers, process_state
 from kinema.training.stall_report import collect, write_report
 
 CONFIG = "watchdog.json"
@@ -183,8 +183,11 @@ class Watchdog:
             line += f" (not all could be written: {error.strerror})"
         # Not SIGTERM: to a rank that means "save, and end as if all were well", and torchrun would
         # not start it again. Stopped first, so that none says a last word about the others.
+        ranks = [pid for _, pid in config.ranks]
+        # A decode worker ends with its rank by itself, but not while it is frozen.
+        workers = [worker for pid in ranks for worker in decode_workers(pid)]
         for number in (signal.SIGSTOP, signal.SIGKILL):
-            for _, pid in config.ranks:
+            for pid in (*ranks, *workers):
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
         sys.stderr.write(f"kinema: {line}\n")

@@ -62,7 +62,7 @@ def stop_this_process() -> None:
 
 
 def hang_the_decoder() -> None:
-    """In the second epoch the pool's own limit has no effect, and its worker is frozen: as if the
+    """The pool's own limit has no effect, and in the second epoch its worker is frozen: as if the
     thread that watches it were lost."""
     run, receive, count = DecodePool.submit, Channel.receive, itertools.count(1)
     frozen: list[int] = []
@@ -72,13 +72,13 @@ def hang_the_decoder() -> None:
 
     def submit(self: DecodePool, *args: Any) -> Any:
         if next(count) == 15 and not frozen:
-            Channel.receive = patient  # type: ignore[method-assign]
             while not self.worker_pids():
                 time.sleep(0.01)
             frozen.extend(self.worker_pids())
             os.kill(frozen[0], signal.SIGSTOP)
         return run(self, *args)
 
+    Channel.receive = patient  # type: ignore[method-assign]
     DecodePool.submit = submit  # type: ignore[method-assign]
 
 

@@ -208,8 +208,7 @@ def _totals(found: Estimate, cluster: Cluster, recipe: TrainRecipe) -> list[str]
         f"{found.step_seconds:.1f} s, balance {plan.step_balance:.3f} "
         f"(by the originals' rule, tails dropped: {found.published_steps:,} steps)",
         f"an epoch {_hours(found.epoch_gpu_hours)}; all {found.steps:,} steps "
-        f"({found.epochs:,} epochs{', max_steps' if recipe.max_steps else ''}): "
-        f"{_hours(found.gpu_hours)}, {found.days:.1f} days",
+        f"({_end(found, recipe)}): {_hours(found.gpu_hours)}, {found.days:.1f} days",
     ]
     lines += [f"note: {note}" for note in plan.notes]
     if sent.seconds:
@@ -220,7 +219,7 @@ def _totals(found: Estimate, cluster: Cluster, recipe: TrainRecipe) -> list[str]
         )
     if found.decoded_per_s:
         lines.append(
-            f"loader: {found.decoded_per_s:.1f} clips/s in all, about {found.decode_cores:.0f} "
+            f"loader: {found.decoded_per_s:.1f} clips/s in all, about {found.decode_cores:.1f} "
             "cores a machine at 35 million source pixels/s each"
         )
     lines.append(
@@ -228,6 +227,15 @@ def _totals(found: Estimate, cluster: Cluster, recipe: TrainRecipe) -> list[str]
         f"steps ({recipe.ckpt_every * found.step_seconds / 60:.0f} minutes)"
     )
     return lines
+
+
+def _end(found: Estimate, recipe: TrainRecipe) -> str:
+    """What ends the run."""
+    whole = found.epochs * found.plan.steps_per_epoch
+    if found.steps < whole:
+        return f"max_steps, {found.steps / found.plan.steps_per_epoch:.1f} epochs"
+    open_ended = " as the recipe has it; --epochs N for fewer" if found.epochs >= 100 else ""
+    return f"{found.epochs:,} epochs{open_ended}"
 
 
 def _advice(

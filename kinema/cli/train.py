@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from kinema.cli.find_batch_size import find_and_print, refuse_alone
 from kinema.cli.overrides import FREE
 
 STOPPING = (
@@ -105,6 +106,34 @@ def _command(task: str) -> Callable[..., None]:
             ),
         ] = False,
         profile_steps: Annotated[int, typer.Option(help="With --profile: steps to record.")] = 5,
+        find_batch_size: Annotated[
+            bool,
+            typer.Option(
+                "--find-batch-size",
+                help="Do not train: find the largest batch of every bucket that fits here.",
+            ),
+        ] = False,
+        memory_fraction: Annotated[
+            float | None,
+            typer.Option(
+                min=0.05,
+                max=1.0,
+                help="With it: share of the device's memory to fill.",
+                show_default="0.9",
+            ),
+        ] = None,
+        memory_limit: Annotated[
+            str | None,
+            typer.Option(help="With it: memory of the device, such as 16GB; needed on a CPU."),
+        ] = None,
+        for_gpus: Annotated[
+            int | None,
+            typer.Option(
+                min=1,
+                help="With it: GPUs of the run to come, which share what the recipe shards.",
+                show_default="1",
+            ),
+        ] = None,
     ) -> None:
         from kinema.checkpoint.errors import CheckpointError
         from kinema.config.errors import ConfigError
@@ -136,6 +165,16 @@ def _command(task: str) -> Callable[..., None]:
         if wandb and checked.tracking.wandb is None:
             tracking = replace(checked.tracking, wandb=WandbConfig())
             checked = replace(checked, tracking=tracking)
+        if find_batch_size:
+            find_and_print(
+                checked,
+                device=device,
+                fraction=memory_fraction,
+                limit=memory_limit,
+                ranks=for_gpus,
+            )
+            return
+        refuse_alone(memory_fraction=memory_fraction, memory_limit=memory_limit, for_gpus=for_gpus)
         main = os.environ.get("RANK", "0") == "0"
         try:
             with Launch(checked.outputs).final_errors():

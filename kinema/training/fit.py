@@ -32,6 +32,7 @@ class LengthFit:
         degree: ranks that share it.
         needed: bytes at the peak of a step, with room for what is not counted.
         most: the most clips that fit; 0: not one.
+        useful: more than this one rank never gets at once: its part of an epoch's clips.
         cost: FLOPs per clip and rank.
         work: FLOPs of an epoch.
     """
@@ -41,6 +42,7 @@ class LengthFit:
     degree: int
     needed: int
     most: int
+    useful: int
     cost: float
     work: float
 
@@ -93,9 +95,11 @@ def fit(
     buckets = order.table.buckets
     samples = np.bincount(layout.bucket, layout.size, minlength=len(buckets))
     work: dict[tuple[str, int], float] = {}
+    clips: dict[tuple[str, int], int] = {}
     for b in buckets:
         key = (b.resolution, b.frames)
         work[key] = work.get(key, 0.0) + float(samples[b.index]) * cost(b)
+        clips[key] = clips.get(key, 0) + int(samples[b.index])
     found = []
     lengths = used_lengths(order, recipe)
     with Progress("counting memory", total=len(lengths), unit="bucket") as bar:
@@ -107,6 +111,7 @@ def fit(
                     degree=degree(b),
                     needed=memory.needed(b, b.max_batch),
                     most=memory.most_clips(b, available, near=b.max_batch),
+                    useful=max(b.max_batch, -(-clips[key] * degree(b) // order.world_size)),
                     cost=cost(b) / degree(b),
                     work=work[key],
                 )
@@ -125,16 +130,17 @@ def equal_batches(lengths: list[LengthFit]) -> dict[tuple[str, int], int]:
     able = [item for item in lengths if item.most]
     if not able:
         return {}
-    reach = np.array([item.most * item.cost for item in able])
+    most = [min(item.most, item.useful) for item in able]
+    reach = np.array([n * item.cost for n, item in zip(most, able, strict=True)])
     by_reach = np.argsort(reach)
     work = np.cumsum(np.array([item.work for item in able])[by_reach])
     place = int(np.searchsorted(work, work[-1] * PERCENTILE / 100))
     target = max(float(reach[by_reach][place]), max(item.cost for item in able))
     return {
         (item.bucket.resolution, item.bucket.frames): int(
-            max(1, min(item.most, (1 + 1e-9) * target // item.cost))
+            max(1, min(n, (1 + 1e-9) * target // item.cost))
         )
-        for item in able
+        for n, item in zip(most, able, strict=True)
     }
 
 

@@ -85,8 +85,7 @@ class MemoryPlan:
 
     def degree(self, bucket: Bucket) -> int:
         """Ranks that share a clip of a bucket."""
-        tokens = self._tokens
-        return 1 if tokens is None else self.recipe.parallel.degree(tokens(bucket))
+        return self._degree(bucket)
 
     def of(self, bucket: Bucket, clips: int, degree: int | None = None) -> int:
         """Bytes at the peak of a step on so many clips of a bucket, everything counted.
@@ -100,8 +99,7 @@ class MemoryPlan:
 
     def of_step(self, bucket: Bucket, clips: int, degree: int | None = None) -> int:
         """The part of `of` that a step adds to `fixed`."""
-        if degree is None:
-            degree = self._degree(bucket)
+        degree = self._degree(bucket) if degree is None else degree
         step = self._step
         encoding = step.encode(bucket, clips, degree)
         return step.inputs(bucket, clips) + max(encoding, step.model(bucket, clips, degree))
@@ -114,7 +112,8 @@ class MemoryPlan:
     def most_clips(
         self, bucket: Bucket, available: int, degree: int | None = None, near: int = 2
     ) -> int:
-        """The most clips of a bucket of which a step fits into `available` bytes; 0: none does.
+        """The most clips of a bucket of which a step fits into `available` bytes, or up to a
+        fiftieth fewer; 0: none does.
 
         What a step takes is very nearly linear in its clips, so that two counts lead near the
         answer.
@@ -126,14 +125,19 @@ class MemoryPlan:
         def needed(clips: int) -> int:
             return self.needed(bucket, clips, degree)
 
-        near = max(near, 2)
-        fewer = max(1, near // 2)
-        each = max(1, (needed(near) - needed(fewer)) // (near - fewer))
-        most = max(1, near + (available - needed(near)) // each)
-        while most and needed(most) > available:
-            most = max(0, most - max(1, (needed(most) - available) // each)) if most > 1 else 0
-        while most and needed(most + 1) <= available:
-            most += max(1, (available - needed(most + 1)) // each)
+        upper = max(near, 2)
+        lower = max(1, upper // 2)
+        each = max(1, (needed(upper) - needed(lower)) // (upper - lower))
+        most = max(1, upper + (available - needed(upper)) // each)
+        if most > 4 * upper:  # far away: once more from there
+            each = max(1, (needed(most) - needed(upper)) // (most - upper))
+            most = max(1, most + (available - needed(most)) // each)
+        step = max(1, most // 50)
+        while most > 0 and needed(most) > available:
+            most -= min(step, most)
+        if step == 1:
+            while needed(most + 1) <= available:
+                most += 1
         return most
 
 

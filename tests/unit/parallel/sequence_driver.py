@@ -182,6 +182,21 @@ def recomputed(here: Ranks, kind: Literal["full", "selective"]) -> None:
         check_equal((out.detach(), here.summed(grads)), want)
 
 
+def in_autocast(here: Ranks) -> None:
+    """What is sent in bfloat16 would be cast to it anyway."""
+    given = inputs((5, 6, 4), masked=True)
+    given["x"], given["text"] = given["x"].float(), given["text"].float()
+    with torch.autocast("cpu", torch.bfloat16):
+        want, wanted = run(build("stdit3").float(), given)
+        with here.all():
+            out, grads = run(here.shared(build("stdit3").float()), given)
+            total = here.summed(grads)
+    # Other numbers of rows at once round otherwise, by a unit in the last place of bfloat16.
+    assert float((out - want).norm()) < 0.01 * float(want.norm())
+    for name, grad in wanted.items():
+        assert float((total[name] - grad).norm()) < 0.05 * float(grad.norm()) + 1e-3, name
+
+
 def compiled(here: Ranks) -> None:
     """Without breaks of the graph, which would leave the exchange out of it."""
     given = inputs((5, 6, 4), masked=False)
@@ -310,6 +325,7 @@ CASES: dict[str, Callable[[Ranks], Any]] = {
     },
     "stdit3 (4, 2, 2)": partial(equal, name="stdit3", latent=(4, 2, 2), masked=False),
     "patches of two frames": patches_of_two_frames,
+    "autocast": in_autocast,
     "recompute full": partial(recomputed, kind="full"),
     "recompute selective": partial(recomputed, kind="selective"),
     "compiled": compiled,

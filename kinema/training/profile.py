@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -55,7 +56,7 @@ class Profile:
         self._folder = run / "profile"
         self._log = log
         self._mark: Any = None
-        self._others = spans.on_enter
+        self._others: Callable[[str], None] | None = None
         self._profiler: Any = None
         if log is not None:
             activities = [ProfilerActivity.CPU]

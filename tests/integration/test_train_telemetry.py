@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -19,11 +20,14 @@ from kinema.checkpoint.run import Checkpoint
 from kinema.checkpoint.weights import iterate_tensors
 from kinema.cli.main import main
 from kinema.config.errors import KinemaError
+from kinema.data.manifest import Manifest
+from kinema.models.build import build_text_encoder
 from kinema.telemetry.run_json import read_run_json, update_run_json
 from kinema.telemetry.run_log import read_log
+from kinema.training.encode import write_text_cache
 from kinema.training.run import Start, train
 from kinema.training.waits import SHARDED_WAITS
-from tests.integration.train_fixtures import smoke, write_clips
+from tests.integration.train_fixtures import smoke, write_classes, write_clips
 from tests.unit.telemetry.wandb_file import read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,3 +221,53 @@ def test_profile_and_wandb_from_the_command_line(
         assert row["loss"] == records[row["step"]]["loss"]
         assert row["tokens_per_s"] == records[row["step"]]["tokens_per_s"]
     assert len(logged) == len(records) > 3
+
+
+@pytest.mark.parametrize("recipe", ["tiny/smoke-1.0", "tiny/smoke-dit"])
+def test_every_model_is_validated(
+    manifest: Path, held_out: Path, tmp_path: Path, recipe: str
+) -> None:
+    if recipe == "tiny/smoke-dit":
+        manifest = write_classes(manifest, classes=10)
+        held_out = write_classes(held_out, classes=10)
+    options = (
+        *(f"validation.path='{held_out}'", "validation.every=5", "max_steps=1"),
+        *("vae_weights=random", "validation.clips_per_bucket=3"),
+    )
+    run = train(smoke(manifest, tmp_path, *options, name=recipe), device="cpu").run
+    found = validation(read_log(run)[-1])
+    by_level = [value for key, value in found.items() if key.startswith("val_t/")]
+    assert len(by_level) == 10
+    assert found["val_loss"] == pytest.approx(sum(by_level) / 10)
+    # An untrained network says zero: of noise, the mean square is 1.
+    assert found["val_loss"] == pytest.approx(1.0, abs=0.2)
+
+
+def test_captions_of_held_out_clips_come_from_a_cache_of_their_own(
+    manifest: Path, held_out: Path, tmp_path: Path
+) -> None:
+    clips = Manifest.read(held_out)
+    captions = pa.array([f"another caption {row}" for row in range(len(clips))])
+    table = clips.table.set_column(clips.table.column_names.index("text"), "text", captions)
+    other = held_out.with_name("other-captions.parquet")
+    Manifest(table, held_out.parent).write(other)
+    options = (
+        *(f"validation.path='{other}'", "validation.every=5", "max_steps=3"),
+        *("optim.lr=0.05", "ema_decay=null", "optim.schedule.warmup_steps=0"),
+    )
+    plain = smoke(manifest, tmp_path / "plain", *options)
+    assert plain.text is not None
+    encoder = build_text_encoder(plain.text, None)
+    write_text_cache(Manifest.read(manifest), encoder, tmp_path / "trained", dtype="float32")
+    write_text_cache(Manifest.read(other), encoder, tmp_path / "held", dtype="float32")
+
+    cached = (*options, f"text_cache='{tmp_path}/trained'")
+    with pytest.raises(KinemaError, match="has no embedding of 'another caption"):
+        train(smoke(manifest, tmp_path / "refused", *cached), device="cpu")
+    with_both = smoke(
+        manifest, tmp_path / "cached", *cached, f"validation.text_cache='{tmp_path}/held'"
+    )
+    losses = [
+        validation(read_log(train(recipe, device="cpu").run)[-1]) for recipe in (plain, with_both)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

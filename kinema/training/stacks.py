@@ -150,15 +150,16 @@ def _py_spy(command: list[str]) -> Stack:
 def _by_signal(pid: int, file: Path) -> str:
     """What the process's `faulthandler` writes when it is sent SIGUSR2; empty if nothing comes."""
     try:
-        before = file.stat().st_size
+        before, said = file.stat().st_size, ""
         psutil.Process(pid).send_signal(signal.SIGUSR2)
         for _ in range(10):
             time.sleep(0.1)
             with file.open(errors="replace") as opened:
                 opened.seek(before)
                 text = opened.read()
-            if "most recent call first" in text:
-                return text
+            if text and text == said:  # all of it: it came in pieces
+                return text.strip()
+            said = text
     except (OSError, psutil.Error):
         pass
     return ""

@@ -256,6 +256,9 @@ def test_versions_and_weights_are_compared() -> None:
     assert "bbbb" in other["weights w.safetensors"].value
     absent = odd(files={"w.safetensors": {"error": "No such file or directory"}})
     assert absent["weights w.safetensors"].value == "No such file or directory"
+    # Of two that differ, the first, which rank 0 runs on, is the measure.
+    two = same.software({"a": versions(), "b": versions(torch="2.12.0")})
+    assert (wrong(two["a"]), set(wrong(two["b"]))) == ({}, {"torch"})
     nowhere = same.software({"a": versions(torch=None), "b": versions(torch=None)})
     assert wrong(nowhere["b"])["torch"].value == "not installed"
 
@@ -269,6 +272,9 @@ def test_the_clock_that_differs_is_named_whoever_has_it() -> None:
     # This machine's own clock is the wrong one: no node is.
     apart = clocks.against_the_middle({name: Clock(-5.0, 0.001) for name in "abc"})
     assert {node_checks.clock(clock, Limits()).status for clock in apart.values()} == {"ok"}
+    # Of two nodes this machine's clock says which one it is.
+    apart = clocks.against_the_middle({"a": Clock(0.001, 0.002), "b": Clock(3.2, 0.002)})
+    assert node_checks.clock(apart["a"], Limits()).status == "ok"
     # What the measurement cannot tell is not held against a node.
     assert node_checks.clock(Clock(0.2, 0.19), Limits()).status == "ok"
     assert node_checks.clock(Clock(0.2, 0.01), Limits()).status == "warning"

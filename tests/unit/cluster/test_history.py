@@ -31,6 +31,11 @@ def test_noise_is_no_news() -> None:
     assert not any(feed(History(None), HEAT, steady(65, 4, 200)))
 
 
+def test_a_small_change_of_something_steady_is_no_news() -> None:
+    assert not any(feed(History(None), POWER, [650.0] * 20 + [600.0] * 5))
+    assert not any(feed(History(None), HEAT, [65.0] * 20 + [70.0] * 5))
+
+
 def test_a_drop_is_told_once_and_so_is_its_end() -> None:
     history = History(None)
     feed(history, POWER, steady(650, 10, 30))

@@ -168,4 +168,4 @@ def _memory(world: World) -> str:
 
 
 def _gb(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint  # noqa: F401 (imported before forking, for speed)
+import torch
+import torch.distributed.checkpoint  # before forking, for speed
 
 from kinema.config.errors import KinemaError
 from kinema.data.loader import Batch
@@ -80,6 +81,15 @@ def hang_the_decoder() -> None:
 
     Channel.receive = patient  # type: ignore[method-assign]
     DecodePool.submit = submit  # type: ignore[method-assign]
+
+
+def be_out_of_memory() -> None:
+    """In the first pass of this rank, as a GPU would be."""
+
+    def exhaust() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    at_call(1, exhaust)
 
 
 def be_slow() -> None:
@@ -203,6 +213,10 @@ def main() -> None:
     fork(manifest, outputs, "decoder", on(1, hang_the_decoder), *decoding)
     slow = ("watchdog={timeout_s: 60, first_step_s: 60, slow_factor: 3}", *plain)
     fork(manifest, outputs, "slow", on(1, be_slow), *slow)
+    sharded = ("parallel={shard: zero3, sequence: 2, sequence_tokens: 4}", "max_steps=2")
+    fork(manifest, outputs, "cold", lambda rank: None, *sharded)
+    fork(manifest, outputs, "warm", lambda rank: None, *sharded, "warm_up=yes")
+    fork(manifest, outputs, "too-large", on(1, be_out_of_memory), *plain, "warm_up=yes")
     fork(manifest, outputs, "guarded", two_spikes, *GUARDED, "max_steps=9")
     fork(manifest, outputs, "guarded-on", two_spikes, *GUARDED, "max_steps=5")
     fork(manifest, outputs, "guarded-on", two_spikes, *GUARDED, "max_steps=7", load=True)

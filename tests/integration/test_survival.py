@@ -173,6 +173,30 @@ def test_a_run_that_cannot_get_past_its_spikes_ends_with_an_error(
     assert "after going back 2 times" in texts[0]
 
 
+def test_trying_every_bucket_changes_nothing_also_sharded_and_with_shared_clips(
+    forked: tuple[Path, str],
+) -> None:
+    outputs, said = forked
+    assert codes(outputs, "warm") == codes(outputs, "cold") == [0, 0]
+    assert "trying every bucket, the largest first: 1/1 bucket" in said
+    warm, cold = (Checkpoint.open(outputs / name / "000-smoke") for name in ("warm", "cold"))
+    assert warm.step == 2
+    assert warm.section_hash("model") == cold.section_hash("model")
+    assert warm.section_hash("ema") == cold.section_hash("ema")
+
+
+def test_a_bucket_that_does_not_fit_is_named_before_the_first_step(
+    forked: tuple[Path, str],
+) -> None:
+    outputs, _ = forked
+    text = (outputs / "too-large" / "error-1.txt").read_text()
+    assert text.startswith("rank 1 on ")
+    assert "bucket 16x16" in text
+    assert "does not fit with 4 clips: a step takes about" in text
+    assert "--find-batch-size" in text
+    assert not (outputs / "too-large" / "000-smoke" / "log.jsonl").read_text()
+
+
 def test_torchrun_goes_on_after_a_kill_and_a_stall_with_the_same_losses(
     forked: tuple[Path, str], manifest: Path, tmp_path: Path
 ) -> None:

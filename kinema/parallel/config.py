@@ -17,7 +17,8 @@ class ParallelConfig:
     each block's are gathered when it runs, forward and backward: less memory, more is sent)."""
     shard_over: Literal["all", "node"] | int = "all"
     """Ranks that hold one copy together: all; those of a machine, with a copy in each machine
-    (hybrid: gathering stays inside the machine); or so many neighbouring ranks."""
+    (hybrid: gathering stays inside the machine); or so many neighbouring ranks, or all where there
+    are fewer."""
     sequence: int = 1
     """Sequence parallelism: the most ranks that share one clip, a power of two. Each bucket takes
     the fewest that leave `sequence_tokens` tokens of a clip on each; images are not shared."""
@@ -25,8 +26,8 @@ class ParallelConfig:
     """Tokens of one clip that a rank takes before the clip is shared with others."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.shard_over, int) and self.shard_over < 1:
-            raise ValueError(f"shard_over is {self.shard_over}; at least 1 rank")
+        if isinstance(self.shard_over, int) and self.shard_over < 2:
+            raise ValueError(f"shard_over is {self.shard_over}; at least 2 ranks, or shard: none")
         if self.shard == "none" and self.shard_over != "all":
             raise ValueError("shard_over has no effect with shard: none; leave it out")
         if self.sequence < 1 or self.sequence & (self.sequence - 1):

@@ -36,12 +36,12 @@ class Gradients(Protocol):
         """Say whether the backward pass that follows is the step's last one on this rank."""
         ...
 
-    def finish(self) -> Tensor | None:
+    def finish(self) -> Tensor:
         """Wait until every `p.grad` is the mean over ranks.
 
         Returns:
-            Norm of this rank's own gradients before averaging, a scalar, not finite if any of them
-            is not; None where they were never whole on one rank.
+            Norm of this rank's own gradients before averaging, a scalar; not finite if any of
+            them is not.
         """
         ...
 

@@ -34,7 +34,7 @@ def shard_mesh(world: World, config: ParallelConfig) -> DeviceMesh:
 
     Raises:
         KinemaError: ranks that do not divide into groups of that size; machines with different
-            numbers of them.
+            numbers of them, or with one each.
     """
     over = world.size
     if config.shard_over == "node":
@@ -47,13 +47,19 @@ def shard_mesh(world: World, config: ParallelConfig) -> DeviceMesh:
                 hint="as many processes on every machine, or shard_over: all",
             )
     elif config.shard_over != "all":
-        over = config.shard_over
+        over = min(config.shard_over, world.size)  # a recipe for many runs on few
+    if over == 1 < world.size:
+        raise KinemaError(
+            "machines run one process each: there is none to share the weights with",
+            where="parallel.shard_over",
+            hint="shard_over: all, or shard: none",
+        )
     if world.size % over:
         divisors = [str(n) for n in range(1, world.size + 1) if world.size % n == 0]
         raise KinemaError(
             f"{world.size} processes do not divide into groups of {over}",
             where="parallel.shard_over",
-            hint=f"one of {', '.join(divisors)}; or all",
+            hint=f"one of {', '.join(divisors[1:])}; or all",
         )
     kind = world.device.type
     if over == world.size:

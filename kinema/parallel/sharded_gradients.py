@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from kinema.parallel.shard import local
+from kinema.parallel.shard import local, units_of
+
+# The first is the newer name.
+_REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class ShardedGradients:
@@ -42,6 +46,9 @@ class ShardedGradients:
         self._parameters = list(parameters.values())
         self._group = group
         self._keep_weights = keep_weights
+        self._own: list[Tensor] = []
+        for unit in units_of(model):
+            unit.set_custom_reduce_scatter(_Noticed(self._own))  # type: ignore[arg-type]
 
     def zero(self) -> None:
         for parameter in self._parameters:
@@ -53,10 +60,15 @@ class ShardedGradients:
         if self._keep_weights:
             self._model.set_reshard_after_backward(last)
 
-    def finish(self) -> None:
+    def finish(self) -> Tensor:
         for parameter in self._parameters:
             if parameter.grad is None:  # had no part in the loss
                 parameter.grad = torch.zeros_like(parameter)
+        if not self._own:  # nothing is sent in a world of one: all gradients are its own
+            return self.norm()
+        norm = torch.linalg.vector_norm(torch.stack(self._own))
+        self._own.clear()
+        return norm
 
     def norm(self) -> Tensor:
         norms = torch._foreach_norm(self._parts())
@@ -74,3 +86,25 @@ class ShardedGradients:
             assert isinstance(parameter.grad, DTensor)
             parts.append(local(parameter.grad.detach()))
         return parts
+
+
+class _Noticed:
+    """FSDP2's way of sending gradients, which notes the norm of what this rank brings: it tells
+    which rank a non-finite gradient comes from."""
+
+    def __init__(self, norms: list[Tensor]) -> None:
+        self._norms = norms
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        op: Any,
+        async_op: bool = False,
+    ) -> Any:
+        self._norms.append(torch.linalg.vector_norm(input_tensor))
+        return _REDUCE_SCATTER(output_tensor, input_tensor, op=op, group=group, async_op=async_op)

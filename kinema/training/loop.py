@@ -339,7 +339,7 @@ class Trainer:
             self._skipped = 0 if outcome.grad_finite else self._skipped + 1
             allowed = MAX_SKIPPED_UPDATES if self.state.scaler.is_enabled() else 0
             if not outcome.loss_finite or self._skipped > allowed:
-                self._refuse(micros, None if own_norm is None else float(own_norm))
+                self._refuse(micros, float(own_norm))
             updated = self._update(norm, outcome)
         self._clips += outcome.clips
         self._vitals.end()
@@ -453,20 +453,13 @@ class Trainer:
         state.step += 1
         return True
 
-    def _refuse(self, micros: list[_Micro], own_norm: float | None) -> NoReturn:
-        """Stop every rank alike, naming the ranks and clips at fault.
-
-        Args:
-            own_norm: of this rank's gradients; None where it is not known.
-        """
+    def _refuse(self, micros: list[_Micro], own_norm: float) -> NoReturn:
+        """Stop every rank alike, naming the ranks and clips at fault."""
         bad = [m for m in micros if not math.isfinite(float(m.loss))]
-        faulty = bad
-        if not bad and own_norm is not None and not math.isfinite(own_norm):
-            faulty = micros
+        faulty = bad or (micros if not math.isfinite(own_norm) else [])
         found = self._world.gather(self._offender(faulty, own_norm) if faulty else None)
         offenders = [one for one in found if one is not None]
-        if not offenders:
-            # Known from the sum alone: it was too large for float32, or gradients are sharded.
+        if not offenders:  # finite on every rank, and too large for float32 once summed
             offenders = self._world.gather(self._offender(micros, own_norm))
         step = self.state.step
         report = self._run / f"nonfinite-step{step}.json"
@@ -474,7 +467,7 @@ class Trainer:
             nonfinite.write_report(report, step, offenders)
         raise nonfinite.error(step, offenders, where=str(self._run), report=report)
 
-    def _offender(self, micros: list[_Micro], own_norm: float | None) -> nonfinite.Offender:
+    def _offender(self, micros: list[_Micro], own_norm: float) -> nonfinite.Offender:
         rows = [int(row) for m in micros for row in m.batch.rows]
         return nonfinite.Offender(
             rank=self._world.rank,

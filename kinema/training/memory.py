@@ -164,7 +164,7 @@ def sharing_ranks(config: ParallelConfig, world_size: int, local_size: int) -> i
         return 1
     if config.shard_over == "all":
         return world_size
-    return local_size if config.shard_over == "node" else config.shard_over
+    return local_size if config.shard_over == "node" else min(config.shard_over, world_size)
 
 
 def network_on_meta(recipe: TrainRecipe) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,8 +21,7 @@ class Offender:
 
     Attributes:
         loss: of the first micro-batch that was not finite, or of the last one.
-        gradient_norm: of this rank's own gradients; None where only their mean over ranks is known
-            (sharding): then all ranks stand here unless a loss tells which it was.
+        gradient_norm: of this rank's own gradients.
         rows: rows of the manifest in the micro-batches at fault; all of the rank's in this step
             if only the gradients were not finite.
         paths: their files.
@@ -31,7 +29,7 @@ class Offender:
 
     rank: int
     loss: float
-    gradient_norm: float | None
+    gradient_norm: float
     bucket: str
     rows: list[int] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
@@ -51,10 +49,10 @@ def error(step: int, offenders: list[Offender], *, where: str, report: Path) -> 
     for one in offenders:
         names = ", ".join(one.paths[:SHOWN_CLIPS])
         more = f" and {len(one.paths) - SHOWN_CLIPS} more" if len(one.paths) > SHOWN_CLIPS else ""
-        norm = "" if one.gradient_norm is None else f"gradient norm {one.gradient_norm:g}, "
-        parts.append(f"rank {one.rank} (loss {one.loss:g}, {norm}{one.bucket}): {names}{more}")
-    if all(one.gradient_norm is None and math.isfinite(one.loss) for one in offenders):
-        parts.insert(0, "losses are finite, and sharded gradients do not tell which rank it was")
+        parts.append(
+            f"rank {one.rank} (loss {one.loss:g}, gradient norm {one.gradient_norm:g}, "
+            f"{one.bucket}): {names}{more}"
+        )
     return NonFiniteError(
         f"loss or gradients are not finite at step {step}; no update was made. " + "; ".join(parts),
         where=where,

@@ -114,7 +114,7 @@ def overflow(world: World) -> dict[str, Any]:
     with engine.forward():
         loss = loss_of(model, world.rank)
     scaler.scale(loss * (1e6 if world.rank else 1.0)).backward()
-    gradients.finish()
+    own = gradients.finish()
     scaler.unscale_(optimizer)
     norm = gradients.norm()
     scaler.step(optimizer)
@@ -123,6 +123,7 @@ def overflow(world: World) -> dict[str, Any]:
     return {
         "scale": scaler.get_scale(),
         "norm is finite": math.isfinite(float(norm)),
+        "own norm is finite": math.isfinite(float(own)),
         "moved": any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)),
     }
 

@@ -86,7 +86,7 @@ def test_rank_0_renders_previews_of_sharded_weights(runs: Path) -> None:
 def test_the_rank_whose_loss_is_not_finite_is_named(runs: Path) -> None:
     texts = [(runs / "spoiled" / f"error-{rank}.txt").read_text() for rank in range(2)]
     assert texts[0] == texts[1]
-    assert "rank 1 (loss nan, 16x16" in texts[0]
+    assert "rank 1 (loss nan, gradient norm nan, 16x16" in texts[0]
     assert "rank 0" not in texts[0]
 
 

@@ -167,7 +167,11 @@ def test_a_copy_is_shared_by_a_divisor_of_the_ranks() -> None:
     six = World(0, 6, torch.device("cpu"), local_size=2)
     with pytest.raises(KinemaError, match="6 processes do not divide into groups of 4") as caught:
         shard_mesh(six, ParallelConfig(shard="zero3", shard_over=4))
-    assert caught.value.hint == "one of 1, 2, 3, 6; or all"
+    assert caught.value.hint == "one of 2, 3, 6; or all"
+
+
+def test_a_recipe_for_many_ranks_runs_on_one(world: World) -> None:
+    assert shard_mesh(world, ParallelConfig(shard="zero3", shard_over=8)).shape == (1,)
 
 
 def test_machines_with_different_numbers_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,3 +179,8 @@ def test_machines_with_different_numbers_of_ranks(monkeypatch: pytest.MonkeyPatc
     uneven = World(0, 3, torch.device("cpu"), local_size=2)
     with pytest.raises(KinemaError, match="machines run 1 and 2 processes"):
         shard_mesh(uneven, ParallelConfig(shard="zero2", shard_over="node"))
+    monkeypatch.setattr(World, "gather", lambda self, value: [value] * 3)
+    with pytest.raises(KinemaError, match="machines run one process each"):
+        shard_mesh(
+            World(0, 3, torch.device("cpu")), ParallelConfig(shard="zero2", shard_over="node")
+        )

@@ -391,6 +391,7 @@ class Trainer:
             summed = self._world.sum(torch.tensor(list(seen.values()), dtype=torch.float64))
         total = dict(zip(seen, summed.tolist(), strict=True))
         if total["failed saves"]:
+            self._vitals.be_patient()  # others may still be writing
             self._saver.settle()  # raises, on every rank
 
         grad_finite = not total["bad gradients"]

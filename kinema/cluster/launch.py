@@ -79,6 +79,7 @@ class Launch:
         self._say = say
         self._lines: list[_Line] = []
         self._ended: queue.Queue[_Line] = queue.Queue()
+        self._connecting = threading.Semaphore(ssh.at_once)
         self._asked = 0  # how often a person asked to stop
         self._kill_at: float | None = None
         self._give_up_at: float | None = None
@@ -130,6 +131,8 @@ class Launch:
             "grace_s": STOP_S,
         }
         command, text = call("agent", arguments, python=job.python)
+        # Released by the agent's first line; one that never comes has cost its time by then.
+        self._connecting.acquire(timeout=self._ssh.connect_s)
         line = _Line(node, self._ssh.start(node.host, command))
         threading.Thread(target=self._read, args=(line, text), daemon=True).start()
         return line
@@ -148,7 +151,8 @@ class Launch:
         mark = MARK.encode()
         for said in process.stdout:
             if said.startswith(mark):
-                line.report = json.loads(said[len(mark) :])
+                line.report = json.loads(said[len(mark) :]) or None
+                self._connecting.release()
             elif said.strip():
                 self._logs.line(line.node.host.name, said)
         process.wait()

@@ -303,6 +303,15 @@ def test_setup_brings_code_and_environment_and_again_does_nothing(
     assert "torch==9.9.0" in told.stdout
     assert not (homes["node1"] / "code").exists()
 
+    wheel = tmp_path / "kinema-0.1.0-py3-none-any.whl"
+    wheel.write_bytes(b"")
+    told = cluster.kinema(
+        *("setup", "--kinema", str(wheel), "--into", "~/code", "--venv", "~/other", "--dry-run")
+    )
+    assert f"node1, node2: would get 1 file ({wheel.name}), 0 bytes" in told.stdout
+    assert f"-m venv {homes['node2']}/other" in told.stdout
+    assert f"{homes['node2']}/code/{wheel.name}\n" in told.stdout
+
     done = cluster.kinema(*words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all 1 hosts: kinema 0.1.0 (" in done.stdout

@@ -63,7 +63,9 @@ def test_what_a_node_cannot_do_is_said_in_a_line(cluster: Cluster) -> None:
     assert cluster.ssh.run(hosts[0], ["sh", "-c", "exit 7"], timeout_s=30).code == 7
 
 
-def test_missing_files_and_ways_are_found_before_the_start(cluster: Cluster) -> None:
+def test_missing_files_and_ways_are_found_before_the_start(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     done = cluster.kinema("launch", "tiny/smoke", "--data-path", "no.parquet")
     assert done.returncode == 1
     assert "2 of 2 hosts are not ready" in done.stderr
@@ -76,8 +78,14 @@ def test_missing_files_and_ways_are_found_before_the_start(cluster: Cluster) -> 
     taken = cluster.kinema(*words, "--port", str(cluster.ports["node1"]))
     assert taken.returncode == 1
     assert "Address already in use" in taken.stderr
-    fine = cluster.kinema(*words, "--dry-run", "--env", "NCCL_DEBUG=INFO", "--ib-hca", "mlx5_0")
+    more = ("--cwd", str(tmp_path), "--nproc-per-node", "3", "--max-restarts", "7")
+    fine = cluster.kinema(
+        *(*words, *more, "--dry-run", "--env", "NCCL_DEBUG=INFO", "--ib-hca", "mlx5_0")
+    )
     assert fine.returncode == 0, fine.stderr
+    for wanted in (f"cd {tmp_path} && ", "--nproc-per-node=3", "--max-restarts=7"):
+        assert fine.stdout.count(wanted) == 2
+    assert list(tmp_path.iterdir()) == []
     for wanted in ("NCCL_DEBUG=INFO", "NCCL_IB_HCA==mlx5_0"):
         assert fine.stdout.count(wanted) == 2
     assert fine.stdout.count(f"kinema train tiny/smoke --data-path {cluster.config}") == 2

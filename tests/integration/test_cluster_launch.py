@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from kinema.checkpoint.run import Checkpoint
@@ -81,10 +83,15 @@ class Started:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in marked():
-            os.kill(process["pid"], signal.SIGKILL)
         self.process.kill()
+        for process in marked(self.name) if self.name else ():
+            os.kill(process["pid"], signal.SIGKILL)
         self.process.wait()
+
+    @property
+    def name(self) -> str:
+        """Of the launch; other tests may run some at the same time."""
+        return name_in("".join(self.said))
 
     def until(self, wanted: str) -> str:
         for line in self.lines:
@@ -98,13 +105,19 @@ class Started:
         return self.process.wait(60), "".join(self.said)
 
 
-def marked() -> list[dict[str, object]]:
-    """What runs on this machine with the mark of any launch."""
-    return find("", [])
+def name_in(text: str) -> str:
+    match = re.search(r"^cluster: (\S+): 2 ranks on 2 hosts", text, re.MULTILINE)
+    return match[1] if match else ""
 
 
-def nothing_is_left() -> None:
-    assert marked() == []
+def marked(name: str) -> list[dict[str, Any]]:
+    """What runs on this machine with the mark of a launch."""
+    return find("", [], name)
+
+
+def nothing_is_left(name: str) -> None:
+    assert name
+    assert marked(name) == []
 
 
 def log_folder(cluster: Cluster, text: str) -> Path:
@@ -130,33 +143,34 @@ def test_two_hosts_train_to_the_end(cluster: Cluster, manifest: Path, tmp_path: 
     logs = list(log_folder(cluster, done.stderr).glob("*/rank0.log"))
     assert len(logs) == 1
     assert "finished | step 4" in logs[0].read_text()
-    nothing_is_left()
+    nothing_is_left(name_in(done.stderr))
 
 
 @pytest.mark.slow
 def test_stacks_kill_and_ctrl_c(cluster: Cluster, manifest: Path, tmp_path: Path) -> None:
     """A long run: its stacks are shown, `kill` asks and is refused, Ctrl-C ends it with a save."""
-    shell = os.environ | {MARK: "mine", HOST_MARK: "node1"}
-    decoys = [
-        # Marked, but no training; and training's own program, but not marked.
-        subprocess.Popen(["sleep", "600"], env=shell),
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "kinema", "train"]),
-    ]
-    words = ("--outputs", str(tmp_path / "runs"), "--max_steps=100000", "--epochs=100000")
-    words += ("--tracking.tensorboard", "false", "--log_every=1", "--device", "cpu")
+    # Training's own program, but not marked.
+    words = [sys.executable, "-c", "import time; time.sleep(600)", "kinema", "train"]
+    decoys = [subprocess.Popen(words)]
+    options = ("--outputs", str(tmp_path / "runs"), "--max_steps=100000", "--epochs=100000")
+    options += ("--tracking.tensorboard", "false", "--log_every=1", "--device", "cpu")
     try:
         with Started(
-            cluster, "--env=OMP_NUM_THREADS=1", "tiny/smoke", "--data-path", str(manifest), *words
+            cluster, "--env=OMP_NUM_THREADS=1", "tiny/smoke", "--data-path", str(manifest), *options
         ) as launch:
             launch.until(r"step 1 \|")
-            shown = cluster.kinema("stacks", "--raw", str(tmp_path / "raw"))
+            only = ("--launch", launch.name)
+            # Marked, but no training.
+            shell = os.environ | {MARK: launch.name, HOST_MARK: "node1"}
+            decoys.append(subprocess.Popen(["sleep", "600"], env=shell))
+            shown = cluster.kinema("stacks", *only, "--raw", str(tmp_path / "raw"))
             assert "of 2 ranks: " in shown.stdout, shown.stdout + shown.stderr
             assert re.search(r"node1 rank [01]", shown.stdout)
             assert re.search(r"node2 rank [01]", shown.stdout)
             assert re.search(r"run \(.*training/loop.py:\d+\)", shown.stdout)
             assert len(list((tmp_path / "raw").glob("node*-rank-*.txt"))) == 2
 
-            refused = cluster.kinema("kill", stdin="n\n")
+            refused = cluster.kinema("kill", *only, stdin="n\n")
             assert refused.returncode == 1
             assert refused.stdout.count("torchrun") == 2
             assert "nothing was ended" in refused.stdout
@@ -168,7 +182,7 @@ def test_stacks_kill_and_ctrl_c(cluster: Cluster, manifest: Path, tmp_path: Path
             code, text = launch.finish()
             assert code == 130, text
             assert "stopped by SIGTERM" in text
-            nothing_is_left()
+            nothing_is_left(launch.name)
         assert Checkpoint.open(tmp_path / "runs" / "000-smoke").step >= 1
         assert [decoy.poll() for decoy in decoys] == [None, None]
     finally:
@@ -185,16 +199,18 @@ def stubbed(cluster: Cluster, stub: Path, mode: str, *words: str) -> Started:
 def test_a_rank_that_fails_is_named_and_the_others_are_stopped(
     cluster: Cluster, stub: Path
 ) -> None:
-    with stubbed(cluster, stub, "fail") as launch:
+    with stubbed(cluster, stub, "fail", "--logs", "elsewhere", "--at-once", "1") as launch:
         code, text = launch.finish()
         assert code == 1, text
         match = re.search(r"training failed on (node\d), rank 1 \(exit code 3\)", text)
         assert match is not None, text
-        assert re.search(r"its last lines:\n.*is here\n +no clip at all\n", text)
+        shown = text.partition("its last lines:\n")[2].partition("try:")[0]
+        assert "    rank 1 of 2 is here\n" in shown
+        assert "    no clip at all\n" in shown
         log = log_folder(cluster, text) / match[1] / "rank1.log"
+        assert log.parents[2].name == "elsewhere"
         assert "no clip at all" in log.read_text()
-        assert "rank 0 of 2 is here" in text
-        nothing_is_left()
+        nothing_is_left(launch.name)
 
 
 def test_a_second_ctrl_c_kills_what_does_not_listen(cluster: Cluster, stub: Path) -> None:
@@ -202,30 +218,49 @@ def test_a_second_ctrl_c_kills_what_does_not_listen(cluster: Cluster, stub: Path
         launch.until("waiting")
         launch.process.send_signal(signal.SIGINT)
         launch.until("finish their step")
-        assert len([p for p in marked() if p["kind"] == "rank"]) == 2
+        assert len([p for p in marked(launch.name) if p["kind"] == "rank"]) == 2
         launch.process.send_signal(signal.SIGINT)
         code, text = launch.finish()
         assert code == 130, text
         assert "killing all ranks" in text
-        nothing_is_left()
+        nothing_is_left(launch.name)
 
 
 def test_kill_ends_a_launch_whose_starter_is_gone(cluster: Cluster, stub: Path) -> None:
     """And a launch whose own end is unnoticed by the nodes is no launch any more."""
     with stubbed(cluster, stub, "patient") as launch:
         launch.until("waiting")
-        done = cluster.kinema("kill", "--yes", "--grace", "5")
+        done = cluster.kinema("kill", "--launch", launch.name, "--yes", "--grace", "5")
         assert done.returncode == 0, done.stdout + done.stderr
         assert re.search(r"node2: [3-9] ended", done.stdout)
         assert "helper" in done.stdout
         assert launch.finish()[0] == 1
-        nothing_is_left()
+        nothing_is_left(launch.name)
     with stubbed(cluster, stub, "patient") as launch:
         launch.until("waiting")
         launch.process.kill()
         for _ in range(300):
-            if not marked():
+            if not marked(launch.name):
                 break
             time.sleep(0.1)
-        nothing_is_left()
-    assert "no training process of yours on 2 hosts" in cluster.kinema("kill").stdout
+        nothing_is_left(launch.name)
+        done = cluster.kinema("kill", "--launch", launch.name)
+        assert "no training process of yours on 2 hosts" in done.stdout
+
+
+def test_a_lost_connection_is_named_and_all_ends(cluster: Cluster, stub: Path) -> None:
+    with stubbed(cluster, stub, "patient") as launch:
+        launch.until("waiting")
+        # The server's ends of this launch's connection to node2; nothing else is open now.
+        for session in psutil.Process(cluster.servers["node2"].pid).children():
+            session.kill()
+        code, text = launch.finish()
+        assert code == 1, text
+        assert "cluster: node2 failed: stopping node1" in text
+        assert "error: the connection to node2 is lost: " in text
+        assert "kinema cluster kill" in text
+        for _ in range(300):  # node2 notices by itself
+            if not marked(launch.name):
+                break
+            time.sleep(0.1)
+        nothing_is_left(launch.name)

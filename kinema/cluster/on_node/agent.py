@@ -1,8 +1,9 @@
 """Keeps one node's torchrun: starts it, passes its lines on, ends all of it when told.
 
 It is told through stdin: `stop` (SIGTERM, SIGKILL after the grace time), `kill` (at once); the end
-of stdin, which is also what a broken connection is, means `stop`. Its last line of output begins
-with MARK and says how it went: torchrun's exit code, and processes that even SIGKILL did not end.
+of stdin, which is also what a broken connection is, means `stop`. Its own lines of output begin
+with MARK: an empty object when it is there, and at its end torchrun's exit code with the processes
+that even SIGKILL did not end.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 from kinema.cluster.on_node.processes import Process, end, find
 
 MARK = "\x1ekinema-agent "
-"""Begins the last line."""
+"""Begins the agent's own lines."""
 LEFTOVERS_S = 10.0
 """For what torchrun leaves behind when it ends by itself."""
 LOG_FOLDER = "{logs}"
@@ -45,6 +46,7 @@ def main(
         command: torchrun's words, `{logs}` among them.
         folder: where it runs.
     """
+    _say({})
     logs = tempfile.mkdtemp(prefix=f"kinema-{launch}-")
     words = [logs if word == LOG_FOLDER else word for word in command]
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):

@@ -6,15 +6,20 @@ import ast
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kinema.cluster import running
 from kinema.cluster.collect import Collector
 from kinema.cluster.hostfile import Host
+from kinema.cluster.on_node import install, stacks
 from kinema.cluster.on_node.processes import HOST_MARK, MARK, end, find
 from kinema.cluster.on_node.receive import inside
-from kinema.cluster.remote import FOLDER, NODE_PYTHON, call
+from kinema.cluster.remote import FOLDER, NODE_PYTHON, Answer, call
 from kinema.cluster.ssh import Ssh, explain
 
 MODULES = sorted(FOLDER.glob("[a-z]*.py"))
@@ -142,3 +147,87 @@ def test_a_full_disk_here_ends_the_logs_and_not_the_run(
     out, error = capfd.readouterr()
     assert out == "goes on\ngoes on\n"
     assert error.count("this log ends here, the run goes on") == 1
+
+
+def test_no_more_hosts_at_once_than_wanted() -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    def work(_: Host) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.01)
+        with lock:
+            now -= 1
+
+    Ssh(at_once=3).each([Host(f"n{i}") for i in range(12)], work)
+    assert most <= 3
+    assert Ssh(at_once=3).each([], work) == []
+
+
+def spy(folder: Path, script: str) -> str:
+    (folder / "py-spy").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "py-spy").chmod(0o755)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("exec sleep 30", "py-spy did not finish within 0.5 s"),
+        ("echo 'Error: Permission Denied' >&2; exit 1", "Error: Permission Denied"),
+        ("exit 9", "py-spy ended with 9"),
+    ],
+)
+def test_a_stack_that_cannot_be_had_says_why(tmp_path: Path, script: str, said: str) -> None:
+    process = start("import time; print(flush=True); time.sleep(60)", "unit-c", rank="3")
+    try:
+        found = stacks.main("n1", ["n1"], spy(tmp_path, script), 0.5, "unit-c")
+        (dumped,) = found["processes"]
+        assert (dumped["pid"], dumped["rank"], dumped["error"]) == (process.pid, 3, said)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_what_setup_would_run(tmp_path: Path) -> None:
+    def told(**changes: Any) -> list[str]:
+        given: dict[str, Any] = {
+            **{"root": str(tmp_path / "tree"), "venv": str(tmp_path / "venv")},
+            **{"base": sys.executable, "torch": "torch==2.13.0", "kinema": None, "extras": ""},
+            **{"index_url": None, "wheelhouse": None, "dry_run": True},
+        }
+        did: list[str] = install.main(**{**given, **changes})["did"]
+        return did
+
+    make, torch, kinema = told(index_url="https://x/cu130", extras="wandb")
+    assert make == f"{sys.executable} -m venv {tmp_path}/venv"
+    assert torch.endswith(" --index-url https://x/cu130 torch==2.13.0")
+    assert kinema.endswith(f" -e {tmp_path}/tree[wandb]")
+    assert "--index-url" not in kinema  # PyTorch's index has not all that Kinema needs
+    assert told(kinema="/w/kinema.whl", wheelhouse="/wheels")[2].endswith(
+        " --no-index --find-links /wheels /w/kinema.whl"
+    )
+    assert (
+        "there is no /no/python"
+        in install.main(*("r", "v", "/no/python", "torch", None, "", None, None, True))["error"]
+    )
+
+
+def test_processes_that_remain_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck = {"pid": 5, "launch": "job", "kind": "rank", "rank": 1, "state": "D", "command": ["a"]}
+
+    def ask(_: Ssh, hosts: list[Host], module: str, **given: Any) -> list[Answer]:
+        assert module == "stop"
+        assert given["each"]["n1"]["launches"] == ["job"]
+        assert given["grace_s"] == 7
+        value = {"ended": 2, "killed": [stuck], "remaining": [stuck]}
+        return [Answer(host, value) for host in hosts]
+
+    monkeypatch.setattr(running, "ask", ask)
+    hosts = [Host("n1"), Host("n2")]
+    shown = [running.Process.of(hosts[0], stuck)]
+    (ended,) = running.stop(Ssh(), shown, hosts, 7)
+    assert (ended.host, ended.ended, ended.killed) == (hosts[0], 2, 1)
+    assert "waits in the kernel" in str(ended.remaining[0])

@@ -41,6 +41,20 @@ time.sleep(600)
 """Plays `kinema train`: a rank with a helper that outlives it."""
 
 
+TORCHRUN = """
+import os, subprocess, sys
+rank = "0" if "--rdzv-conf=is_host=true" in sys.argv else "1"
+environment = {**os.environ, "RANK": rank, "WORLD_SIZE": "2"}
+program = sys.argv[sys.argv.index("--no-python") + 1:]
+process = subprocess.Popen(program, env=environment, stdout=subprocess.PIPE)
+for line in process.stdout:
+    sys.stdout.buffer.write(f"[rank{rank}]: ".encode() + line)
+    sys.stdout.flush()
+sys.exit(process.wait())
+"""
+"""Plays torchrun where the test is not about it, without the seconds that importing torch takes."""
+
+
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clips(tmp_path_factory.mktemp("clips"), count=12)
@@ -56,7 +70,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `python` whose neighbour `kinema` is the stub."""
     folder = tmp_path_factory.mktemp("stub")
-    (folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (folder / "torchrun").write_text(TORCHRUN)
+    (folder / "python").write_text(
+        f'#!/bin/sh\n[ "$2$STUB" = torch.distributed.runalone ] && '
+        f'exec {sys.executable} {folder}/torchrun "$@"\nexec {sys.executable} "$@"\n'
+    )
     (folder / "kinema").write_text(f"#!{sys.executable}\n{STUB}")
     for file in folder.iterdir():
         file.chmod(0o755)
@@ -226,8 +244,7 @@ def test_a_second_ctrl_c_kills_what_does_not_listen(cluster: Cluster, stub: Path
         nothing_is_left(launch.name)
 
 
-def test_kill_ends_a_launch_whose_starter_is_gone(cluster: Cluster, stub: Path) -> None:
-    """And a launch whose own end is unnoticed by the nodes is no launch any more."""
+def test_kill_ends_all_that_belongs_to_a_launch(cluster: Cluster, stub: Path) -> None:
     with stubbed(cluster, stub, "patient") as launch:
         launch.until("waiting")
         done = cluster.kinema("kill", "--launch", launch.name, "--yes", "--grace", "5")
@@ -236,7 +253,10 @@ def test_kill_ends_a_launch_whose_starter_is_gone(cluster: Cluster, stub: Path) 
         assert "helper" in done.stdout
         assert launch.finish()[0] == 1
         nothing_is_left(launch.name)
-    with stubbed(cluster, stub, "patient") as launch:
+
+
+def test_a_launch_ends_with_its_starter(cluster: Cluster, stub: Path) -> None:
+    with stubbed(cluster, stub, "alone") as launch:
         launch.until("waiting")
         launch.process.kill()
         for _ in range(300):
@@ -249,7 +269,7 @@ def test_kill_ends_a_launch_whose_starter_is_gone(cluster: Cluster, stub: Path) 
 
 
 def test_a_lost_connection_is_named_and_all_ends(cluster: Cluster, stub: Path) -> None:
-    with stubbed(cluster, stub, "patient") as launch:
+    with stubbed(cluster, stub, "alone") as launch:
         launch.until("waiting")
         # The server's ends of this launch's connection to node2; nothing else is open now.
         for session in psutil.Process(cluster.servers["node2"].pid).children():

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from kinema.checkpoint.run import Checkpoint
-from tests.integration.train_fixtures import write_clips
+from kinema.config.errors import ConfigError
+from kinema.training.run import Start, train
+from tests.integration.train_fixtures import smoke, write_clips
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = "tests.integration.survival_driver"
@@ -253,3 +257,56 @@ def test_an_error_that_no_restart_cures_is_said_in_torchruns_last_words(tmp_path
     assert done.stderr.count("error:") >= 2
     last = done.stderr[done.stderr.index("Root Cause") :]
     assert "none.parquet: does not exist" in last
+
+
+def test_continue_goes_on_with_the_newest_run_of_the_recipe_or_begins_one(
+    manifest: Path, tmp_path: Path
+) -> None:
+    wanted = ("async_save=false", "epochs=9")
+    first = train(
+        smoke(manifest, tmp_path, *wanted, "max_steps=1"), Start(go_on=True), device="cpu"
+    )
+    other = train(smoke(manifest, tmp_path, *wanted, "max_steps=1", "name=other"), device="cpu")
+    again = train(
+        smoke(manifest, tmp_path, *wanted, "max_steps=2"), Start(go_on=True), device="cpu"
+    )
+    assert [run.run.name for run in (first, other)] == ["000-smoke", "001-other"]
+    assert (again.run, again.step) == (first.run, 2)
+    for checkpoint in first.run.glob("epoch*"):
+        shutil.rmtree(checkpoint)  # killed before its first
+    anew = train(smoke(manifest, tmp_path, *wanted, "max_steps=1"), Start(go_on=True), device="cpu")
+    assert (anew.run, anew.step) == (first.run, 1)
+    assert [line["step"] for line in lines(first.run / "log.jsonl")] == [1]
+    with pytest.raises(ConfigError, match="leave out --load"):
+        Start(go_on=True, load=first.run)
+
+
+def test_trying_every_bucket_tries_all_and_changes_nothing(
+    manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With two buckets, and latents that are remembered."""
+    hashes = set()
+    for choice in ("no", "yes"):
+        recipe = smoke(
+            manifest, tmp_path, f"name={choice}", f"warm_up={choice}", "max_steps=3",
+            "data.buckets={'16x16': {3: [[1.0, 1.0], 2], 5: [[1.0, 0.5], 4]}}",
+            "task.remember_latents=true", "async_save=false",
+        )  # fmt: skip
+        checkpoint = Checkpoint.open(train(recipe, device="cpu").run)
+        hashes.add((checkpoint.section_hash("model"), checkpoint.section_hash("ema")))
+    assert len(hashes) == 1
+    assert "the largest first: 2/2 buckets" in capfd.readouterr().err
+
+
+def test_the_watchdog_ends_with_the_run(manifest: Path, tmp_path: Path) -> None:
+    watching: list[list[str]] = []
+
+    def look(step: int, record: dict[str, Any] | None) -> None:
+        watching.append([" ".join(p.cmdline()) for p in psutil.Process().children()])
+
+    before = os.environ.get("KINEMA_TRACER")
+    train(smoke(manifest, tmp_path, "watchdog={}", "max_steps=1"), device="cpu", on_step=look)
+    assert any("kinema.training.watchdog" in line for line in watching[0])
+    left = [" ".join(p.cmdline()) for p in psutil.Process().children()]
+    assert not any("kinema.training.watchdog" in line for line in left)
+    assert os.environ.get("KINEMA_TRACER") == before

@@ -184,3 +184,8 @@ def test_machines_with_different_numbers_of_ranks(monkeypatch: pytest.MonkeyPatc
         shard_mesh(
             World(0, 3, torch.device("cpu")), ParallelConfig(shard="zero2", shard_over="node")
         )
+
+
+def test_fewer_than_two_ranks_share_nothing() -> None:
+    with pytest.raises(ValueError, match="at least 2 ranks"):
+        ParallelConfig(shard="zero3", shard_over=1)

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kinema.config.errors import KinemaError
+from kinema.config.recipe import load_recipe
 from kinema.models.config import STDiT3Config
 from kinema.models.stdit3 import STDiT3
 from kinema.parallel.recompute import apply_recompute
+from kinema.training.config import TrainRecipe
+from kinema.training.parts import build_model
 
 CONFIG = STDiT3Config(depth=2, hidden_size=24, num_heads=2, caption_channels=8, model_max_length=6)
 
@@ -144,3 +147,26 @@ def test_selective_repeats_the_products_that_the_cost_of_a_step_names() -> None:
 def test_every_second_block_of_each_kind() -> None:
     model, _ = model_and_inputs()
     assert apply_recompute(model, every=2) == ["spatial_blocks.0", "temporal_blocks.0"]
+
+
+@pytest.mark.parametrize("wanted", [("recompute=selective",), ("recompute=full",)])
+@pytest.mark.parametrize("every", [1, 2])
+def test_an_autoencoder_recomputes(wanted: tuple[str, ...], every: int) -> None:
+    def grads(*overrides: str) -> tuple[dict[str, Tensor], int]:
+        model = build_model(load_recipe("tiny/vae", TrainRecipe, list(overrides)))
+        video = torch.randn(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(1))
+        with FlopCounterMode(display=False) as counted:
+            out = model(video, noise=torch.Generator().manual_seed(2))
+            out.video.square().mean().backward()
+        found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        return found, counted.get_total_flops()
+
+    want, plain = grads()
+    got, more = grads(*wanted, f"recompute_every={every}")
+    for name, grad in want.items():
+        assert torch.equal(got[name], grad), name
+    if "full" in wanted[0]:
+        assert more > plain
+    else:
+        # Every convolution is kept, but for shortcuts of one pixel that widen.
+        assert more == pytest.approx(plain, rel=1e-3)

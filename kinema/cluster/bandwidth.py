@@ -97,7 +97,8 @@ def judge(found: Found, limits: Limits) -> dict[str, list[Check]]:
     result = found.result
     assert result is not None
     largest = result["sizes"][-1]
-    who = f"{result['processes']} processes on {len(found.nodes)} nodes"
+    count = len(found.nodes)
+    who = f"{result['processes']} processes on {count} node{'s' if count > 1 else ''}"
     value = f"{largest['bus_gb_s']:.2f} GB/s bus bandwidth at {_size(largest['bytes'])}, {who}"
     wrong = [one for one in result["sizes"] if not one["correct"]]
     if wrong:

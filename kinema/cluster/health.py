@@ -216,7 +216,7 @@ class Examiner:
         checks = bandwidth.examine(nodes, bandwidth.over_ssh(self._ssh, test), self._wanted.limits)
         health.together += checks.pop("")
         if left_out:
-            value = f"without {', '.join(left_out)}, which cannot take part"
+            value = f"measured without {', '.join(left_out)}: not there, or other software"
             health.together.append(Check("bandwidth nodes", "warning", value))
         health.add(checks)
         self._done(len(self._hosts), "bandwidth")

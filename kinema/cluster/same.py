@@ -52,7 +52,7 @@ def _files(file: str, versions: Mapping[str, Mapping[str, Any]], found: Found) -
     whole = {node: _file(one) for node, one in there.items() if "error" not in one}
     for node, one in there.items():
         if "error" in one:
-            check = Check(f"weights {file}", "error", one["error"], "there, the same", cure)
+            check = Check(f"weights {file}", "error", one["error"], "the same on all nodes", cure)
             found[node].append(check)
     for node, check in _compare(f"weights {file}", whole, cure).items():
         found[node].append(check)

@@ -106,9 +106,9 @@ class SequenceGroups:
 def share_frames(model: nn.Module, groups: SequenceGroups) -> None:
     """Let a finished model share its clips as `groups.use` says.
 
-    Output and gradients of the input: every rank of a group gets the whole output. Differentiated
-    on every rank, by the same loss, a rank's gradients of parameters are the part of its own
-    frames; summed over the group they are the gradients of the whole.
+    Every rank of a group gets the whole output. If all differentiate the same loss, a rank's
+    gradients (of parameters, and of the input) are the part of its own frames; summed over the
+    group they are those of the whole.
 
     Args:
         model: STDiT, STDiT2 or STDiT3; changed in place, names in the state dict are not.

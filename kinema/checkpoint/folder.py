@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from kinema.checkpoint.optimizer import read_optimizer
 from kinema.checkpoint.shards import fill_tensors
 from kinema.checkpoint.source import TensorSource
 from kinema.checkpoint.weights import Initial, LoadReport, load_weights
+from kinema.telemetry.progress import Progress
 
 Section = Literal["model", "ema", "optimizer"]
 DESCRIPTION = "description"
@@ -93,6 +94,12 @@ class Checkpoint:
         """Whether the section was saved (not whether it is still whole)."""
         return section in self.files
 
+    def verify_shown(self, share: tuple[int, int] = (0, 1)) -> None:
+        """`verify` with hashes, which reads everything again, with its progress on the screen."""
+        total = -(-sum(len(files) for files in self.files.values()) // share[1])
+        with Progress(f"checking {self.path.name}", total=total, unit="file") as bar:
+            self.verify(hashes=True, share=share, on_file=bar.advance)
+
     def section_hash(self, section: Section) -> str:
         """SHA-256 of a section as it was written: of its file, or of the hashes of its files."""
         self._require(section)
@@ -108,6 +115,7 @@ class Checkpoint:
         sections: Sequence[Section] | None = None,
         hashes: bool = False,
         share: tuple[int, int] = (0, 1),
+        on_file: Callable[[], None] = lambda: None,
     ) -> None:
         """Check that sections are there with their sizes, and if asked with their hashes.
 
@@ -116,6 +124,7 @@ class Checkpoint:
             hashes: read every file again; tells a file of the right size with wrong content.
             share: of so many ranks this one, which reads its share of the files: together they
                 read each once.
+            on_file: called after each file of this share.
 
         Raises:
             CheckpointError: names the first files that differ, how, and who wrote them.
@@ -130,7 +139,7 @@ class Checkpoint:
         problems = [
             f"{section} section: {problem}"
             for section, name, record in sorted(files, key=lambda f: chosen.index(f[0]))
-            if (problem := self._problem(name, record, name in reads))
+            if (problem := self._problem(name, record, on_file if name in reads else None))
         ]
         if problems:
             generates = all(p.startswith("optimizer") for p in problems)
@@ -230,14 +239,19 @@ class Checkpoint:
                 f"was saved without the {section} section (it has {saved})", where=str(self.path)
             )
 
-    def _problem(self, name: str, record: FileRecord, hashes: bool) -> str | None:
+    def _problem(
+        self, name: str, record: FileRecord, on_file: Callable[[], None] | None
+    ) -> str | None:
         by = f" (written by rank {record.rank})"
         try:
             size = (self.path / name).stat().st_size
             if size != record.size:
                 return f"{name} has {size} of {record.size} bytes{by}"
-            if hashes and read_record(self.path / name).sha256 != record.sha256:
-                return f"{name} has other content than was written{by}"
+            if on_file is not None:
+                found = read_record(self.path / name)
+                on_file()
+                if found.sha256 != record.sha256:
+                    return f"{name} has other content than was written{by}"
         except FileNotFoundError:
             return f"{name} is missing{by}"
         except OSError as error:

@@ -15,9 +15,10 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         name="weights",
         no_args_is_help=True,
-        help="Convert weights, fetch released ones, start from PixArt.",
+        help="Convert weights, verify checkpoints, fetch released ones, start from PixArt.",
     )
     group.command("convert")(convert)
+    group.command("verify")(verify)
     group.command("fetch")(fetch)
     group.command("start", context_settings=FREE)(start)
     app.add_typer(group)
@@ -84,6 +85,30 @@ def convert(
         )
     for file in done.files:
         print(file)
+
+
+def verify(
+    source: Path = typer.Argument(
+        ..., metavar="RUN", help="A run folder (all its checkpoints) or one checkpoint."
+    ),
+) -> None:
+    """Read checkpoints again and compare every file with what was written; exit code 1 if one
+    differs."""
+    from kinema.checkpoint.errors import CheckpointError
+    from kinema.checkpoint.folder import Checkpoint, checkpoint_folders
+
+    damaged = False
+    for folder in checkpoint_folders(source) or [source]:
+        try:
+            checkpoint = Checkpoint.open(folder)
+            checkpoint.verify_shown()
+        except CheckpointError as error:
+            damaged = True
+            print(f"{folder}: {error.what}")
+        else:
+            print(f"{folder}: whole")
+    if damaged:
+        raise SystemExit(1)
 
 
 def fetch(

@@ -174,6 +174,24 @@ def test_a_damaged_part_is_named_with_the_rank_that_wrote_it(
     assert caught.value.hint is not None
 
 
+def test_a_person_can_verify_a_run(single: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(single / "even" / "000-smoke", run)
+    whole = CliRunner().invoke(app, ["weights", "verify", str(run)])
+    assert whole.exit_code == 0, whole.output
+    assert whole.stdout.count(": whole\n") == 3
+    file = run / "epoch0-global_step2" / "optimizer" / "__1_0.distcp"
+    data = bytearray(file.read_bytes())
+    data[0] ^= 1
+    file.write_bytes(data)
+    damaged = CliRunner().invoke(app, ["weights", "verify", str(run)])
+    assert damaged.exit_code == 1
+    assert damaged.stdout.count(": whole\n") == 2
+    assert "__1_0.distcp has other content than was written (written by rank 1)" in damaged.stdout
+    one = CliRunner().invoke(app, ["weights", "verify", str(run / "epoch1-global_step3")])
+    assert (one.exit_code, one.stdout.count(": whole\n")) == (0, 1)
+
+
 def test_ranks_that_check_hashes_together_read_each_file_once(single: Path, tmp_path: Path) -> None:
     path = tmp_path / "epoch1-global_step3"
     shutil.copytree(single / "even" / "000-smoke" / path.name, path)

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 NAME = re.compile(r"epoch(\d+)-global_step(\d+)")
-ABOUT = ("run.json", "recipe.yaml", "log.jsonl")
+ABOUT = ("run.json", "recipe.yaml", "log.jsonl", "events.jsonl")
 """Files of the run itself that are worth having."""
 
 

@@ -160,10 +160,12 @@ def _numbers(found: Estimate) -> dict[str, Any]:
 def _heading(
     recipe: TrainRecipe, source: str, cluster: Cluster, efficiency: float, *, given: bool
 ) -> str:
-    gpu = cluster.gpu
+    from kinema.data.plan import counted
+
+    gpu, machines = cluster.gpu, counted(cluster.nodes, "machine")
     why = "" if given else ", what Open-Sora 1.1 and 1.2 were published with"
     return (
-        f"{recipe.name} on {source}: {cluster.gpus} x {gpu.name}, {cluster.nodes} machines, "
+        f"{recipe.name} on {source}: {cluster.gpus} x {gpu.name}, {machines}, "
         f"{_gib(gpu.memory)} and {gpu.peak / 1e12:.0f} TFLOP/s each ({gpu.source})\n"
         f"efficiency {efficiency:.0%} of that peak, all work counted{why}\n"
     )
@@ -190,7 +192,7 @@ def _table(lengths: list[LengthFit], cluster: Cluster, efficiency: float) -> str
             f"{b.width}x{b.height}",
             str(item.batch),
             str(item.degree),
-            _gib(item.needed),
+            _gib(item.needed) + ("*" if item.encodes else ""),
             f"{item.most}" if item.fits else f"NO, {item.most}",
             f"{_seconds(item, cluster, efficiency):.1f}",
             f"{item.work / whole:.1%}",
@@ -252,6 +254,8 @@ def _advice(
     for item in lengths:
         if not item.fits:
             lines.append(f"does not fit: {item.bucket}, {item.batch} clips; {item.most} would")
+    if any(item.encodes for item in lengths):
+        lines.append("* while the autoencoder encodes: a smaller vae.micro_batch_size takes less")
     for name, degree in sharing.items():
         cure = f"parallel.sequence={degree} would" if degree else "nor with 8 ranks to a clip"
         lines.append(f"not one clip of {name} fits: {cure}")

@@ -182,7 +182,8 @@ def published_steps(order: SampleOrder, epoch: int = 0) -> int:
     assigned = order.assign(epoch)[order.manifest.kept]
     rows = np.bincount(assigned[assigned >= 0], minlength=len(order.table.buckets))
     limit = np.array([b.max_batch for b in order.table.buckets])
-    return int((rows // limit).sum()) // (order.world_size * order.accumulation)
+    degree = np.array([order.degree(b) for b in order.table.buckets])
+    return int((rows // limit * degree).sum()) // (order.world_size * order.accumulation)
 
 
 def epoch_flops_waited(order: SampleOrder) -> float:

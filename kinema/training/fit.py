@@ -31,6 +31,7 @@ class LengthFit:
         batch: clips of a micro-batch, as the recipe says.
         degree: ranks that share it.
         needed: bytes at the peak of a step, with room for what is not counted.
+        encodes: the peak is the autoencoder's, whose `micro_batch_size` decides it.
         most: the most clips that fit; 0: not one.
         useful: more than this one rank never gets at once: its part of an epoch's clips.
         cost: FLOPs per clip and rank.
@@ -41,6 +42,7 @@ class LengthFit:
     batch: int
     degree: int
     needed: int
+    encodes: bool
     most: int
     useful: int
     cost: float
@@ -110,6 +112,7 @@ def fit(
                     batch=b.max_batch,
                     degree=degree(b),
                     needed=memory.needed(b, b.max_batch),
+                    encodes=memory.encodes_at_peak(b, b.max_batch),
                     most=memory.most_clips(b, available, near=b.max_batch),
                     useful=max(b.max_batch, -(-clips[key] * degree(b) // order.world_size)),
                     cost=cost(b) / degree(b),

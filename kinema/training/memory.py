@@ -104,6 +104,13 @@ class MemoryPlan:
         encoding = step.encode(bucket, clips, degree)
         return step.inputs(bucket, clips) + max(encoding, step.model(bucket, clips, degree))
 
+    def encodes_at_peak(self, bucket: Bucket, clips: int, degree: int | None = None) -> bool:
+        """Whether the most is needed while the frozen autoencoder encodes, and not while the
+        transformer trains."""
+        degree = self._degree(bucket) if degree is None else degree
+        step = self._step
+        return step.encode(bucket, clips, degree) > step.model(bucket, clips, degree)
+
     def needed(self, bucket: Bucket, clips: int, degree: int | None = None) -> int:
         """`of`, with room for what is not counted: unused rests of the allocator, kernels' own
         memory."""

@@ -71,6 +71,9 @@ def test_the_originals_rule_drops_what_does_not_fill() -> None:
     # Ours keeps every clip: 4 + 3 + 3 micro-batches.
     assert order.epoch(0).num_steps == 5
     assert published_steps(order_of(recipe_of("accumulation=3"), clips_of(10, 9, 11), 2)) == 1
+    # Two ranks to a clip of 17 or 9 frames of 64x64 (5 and 3 latent frames): 3 * 2 + 2 * 2 + 2.
+    shared = recipe_of("parallel={sequence: 2, sequence_tokens: 100}")
+    assert published_steps(order_of(shared, clips_of(10, 9, 11), 4)) == 3
 
 
 def test_time_is_the_slowest_ranks_work_at_the_efficiency() -> None:
@@ -177,7 +180,7 @@ def test_generated_clips_have_what_is_known_of_the_data(name: str) -> None:
 def _length(most: int, cost: float, work: float, useful: int = 10**6) -> LengthFit:
     bucket = order_of(recipe_of(), clips_of(2, 0, 0), 1).table.buckets[0]
     bucket = replace(bucket, frames=int(cost))
-    return LengthFit(bucket, 4, 1, 0, most, useful, cost, work)
+    return LengthFit(bucket, 4, 1, 0, False, most, useful, cost, work)
 
 
 def test_equal_batches_cost_alike_and_fit() -> None:
@@ -225,6 +228,7 @@ def test_what_fits_a_small_gpu() -> None:
     assert 1 < choices[1].flops < choices[2].flops < 4 / 3 + 1e-6
     assert choices[0].needed > choices[2].needed
     assert not choices[0].fits
+    assert not any(x.encodes for x in lengths)
     tight = one - int(0.3 * (one - memory.fixed.total))
     assert sharing_that_fits(by_frames["64x64", 17], memory, tight) == 2
     assert sharing_that_fits(by_frames["64x64", 17], memory, memory.fixed.total) is None

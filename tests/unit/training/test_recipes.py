@@ -206,6 +206,9 @@ def _published_buckets(key: str) -> dict[str, dict[int, tuple[object, object]]]:
     }
 
 
+SMALLER_PORTIONS = {"opensora-1.0/16x512x512": 32, "opensora-1.0/360x512x512": 32}
+"""Frames that are encoded at once, where ours differ: the published number does not fit 80 GB."""
+
 TYPES = {
     "STDiT-XL/2": "stdit", "STDiT2-XL/2": "stdit2", "STDiT3-XL/2": "stdit3",
     "VideoAutoencoderKL": "autoencoder-kl", "OpenSoraVAE_V1_2": "opensora-vae-1.2",
@@ -232,6 +235,9 @@ def test_every_published_value_is_in_the_recipe(name: str) -> None:
     ):
         if key in given:
             kind, values = given.pop(key)
+            if key == "vae" and name in SMALLER_PORTIONS:
+                assert values == {"micro_batch_size": 128}
+                values = {"micro_batch_size": SMALLER_PORTIONS[name]}
             assert part.type == TYPES.get(kind, kind)
             assert {k: getattr(part, k) for k in values} == values
     assert recipe.text.max_tokens == given.pop("text")

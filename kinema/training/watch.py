@@ -56,6 +56,8 @@ def watched(
     leader = world.rank == members[0]
     with ExitStack() as stack:
         made = None
+        if world.is_main:  # what a start that was killed has left
+            shutil.rmtree(run / WATCH, ignore_errors=True)
         if leader:
             made = tempfile.mkdtemp(prefix="kinema-watch-")  # for this user alone
             stack.callback(shutil.rmtree, made, ignore_errors=True)

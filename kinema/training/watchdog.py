@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -253,7 +254,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def main() -> None:
     # Ctrl-C goes to all processes of the terminal; the watchdog ends with its parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Watchdog(Config.read(Path(sys.argv[1]))).run()
+    folder = Path(sys.argv[1])
+    try:
+        Watchdog(Config.read(folder)).run()
+    finally:  # its ranks were killed, and clean up no more
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from kinema.config.errors import KinemaError
 from kinema.data.loader import Batch
 from kinema.media.channel import Channel
 from kinema.media.pool import DecodePool
+from kinema.parallel.world import open_world
 from kinema.training.draws import Draws
 from kinema.training.feed import Feed
 from kinema.training.restart import Launch
@@ -135,17 +136,13 @@ def fork(
     """Two ranks; `act` gets the rank before training begins."""
     folder = outputs / name
     folder.mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    children = []
+    children, port = [], free_port()
     for rank in range(2):
         child = os.fork()
         if child:
             children.append(child)
             continue
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        set_rank(rank, port)
         try:
             act(rank)
             start = Start(load=folder / "000-smoke") if load else Start()
@@ -181,6 +178,40 @@ def hopeless(rank: int) -> None:
     TextToVideo.loss = loss  # type: ignore[method-assign]
 
 
+def patience(outputs: Path) -> None:
+    """Rank 1 comes to a barrier late, where rank 0 waits half a second at most."""
+    port = free_port()
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        set_rank(rank, port)
+        try:
+            with open_world("cpu") as world:
+                world.barrier()
+                world.wait_at_most(0.5)
+                time.sleep(3.0 * rank)
+                world.barrier()
+        except RuntimeError as error:
+            (outputs / f"patience-{rank}.txt").write_text(str(error))
+        os._exit(0)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def set_rank(rank: int, port: str) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
 def on(rank: int, act: Callable[[], Any]) -> Callable[[int], None]:
     return lambda this: act() if this == rank else None
 
@@ -205,6 +236,7 @@ def main() -> None:
         return
     manifest, outputs = Path(sys.argv[1]), Path(sys.argv[2])
     outputs.mkdir(exist_ok=True)
+    patience(outputs)
     plain = ("max_steps=8", "epochs=9")
     fork(manifest, outputs, "well", lambda rank: None, *plain)
     stop = on(1, lambda: at_call(4, stop_this_process))

@@ -42,7 +42,7 @@ def forked(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     done = subprocess.run(
         [sys.executable, "-m", DRIVER, str(manifest), str(outputs)],
         cwd=ROOT,
-        env=os.environ | ENVIRONMENT,
+        env=os.environ | ENVIRONMENT | {"TMPDIR": str(outputs)},
         capture_output=True,
         text=True,
         timeout=240,
@@ -113,7 +113,13 @@ def test_a_run_that_is_well_is_left_alone(forked: tuple[Path, str]) -> None:
     assert codes(outputs, "slow") == [0, 0]
     run = outputs / "slow" / "000-smoke"
     assert not (run / "stalls").exists()
+    assert not list(outputs.glob("kinema-watch-*"))  # nor what other watchdogs had there
     assert not (run / ".watch").exists()
+
+
+def test_a_collective_waits_as_long_as_the_loop_says(forked: tuple[Path, str]) -> None:
+    outputs, _ = forked
+    assert "500ms" in (outputs / "patience-0.txt").read_text()
 
 
 def test_a_slow_rank_is_named_once(forked: tuple[Path, str]) -> None:

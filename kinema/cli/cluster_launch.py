@@ -166,7 +166,8 @@ def launch(
     versions = found[0]["versions"]
     ranks = sum(part.processes for part in parts)
     to_stderr(
-        f"{job.name}: {ranks} ranks on {len(parts)} hosts; kinema {versions['kinema']} "
+        f"{job.name}: {ranks} ranks on {', '.join(p.host.name for p in parts[:3])}"
+        f"{', ...' if len(parts) > 3 else ''}; kinema {versions['kinema']} "
         f"({found[0]['code']}), torch {versions['torch']}, Python {found[0]['python']}"
     )
     collector = Collector(logs / job.name)

@@ -64,6 +64,10 @@ class Meeting:
     address: str
     port: int
 
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{host}:{self.port}"
+
 
 def new_name() -> str:
     """A name for a launch, unlike any other's."""
@@ -82,7 +86,7 @@ def torchrun(
     words = [job.python, "-m", "torch.distributed.run"]
     words += [f"--nnodes={len(nodes)}", f"--nproc-per-node={node.processes}"]
     words += ["--rdzv-backend=c10d", f"--rdzv-id={job.name}"]
-    words += [f"--rdzv-endpoint={meeting.address}:{meeting.port}"]
+    words += [f"--rdzv-endpoint={meeting}"]
     # Said, not guessed from names: a node that does not know its own name would wait for nobody.
     words += [f"--rdzv-conf=is_host={'true' if index == 0 else 'false'}"]
     words += [f"--local-addr={node.address}"] if node.address else []

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -45,6 +46,8 @@ class Cluster:
     hostfile: Path
     servers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
+    temporary: str = field(default_factory=lambda: tempfile.mkdtemp(prefix="kc-"))
+    """TMPDIR of the hosts; its path is short, because sockets may be put into it."""
 
     @property
     def ssh(self) -> Ssh:
@@ -124,6 +127,7 @@ def loopback(
     finally:
         for name in list(cluster.servers):
             cluster.stop(name)
+        shutil.rmtree(cluster.temporary, ignore_errors=True)
 
 
 def make_key(path: Path) -> None:
@@ -144,7 +148,8 @@ def _start(cluster: Cluster, name: str, environment: Mapping[str, str]) -> None:
     port = cluster.ports[name] = free_port()
     cluster.write_key(name, folder / f"host-{name}")
     # Another "host" has its own limits; what the machine's sshd_config says is not read.
-    variables = {"PATH": os.environ["PATH"], **environment, "KINEMA_LOOPBACK_HOST": name}
+    variables = {"PATH": os.environ["PATH"], "TMPDIR": cluster.temporary}
+    variables |= {**environment, "KINEMA_LOOPBACK_HOST": name}
     (folder / f"sshd-{name}").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host-{name}\n"
         f"AuthorizedKeysFile {folder}/authorized_keys\nPidFile none\nStrictModes no\nUsePAM no\n"

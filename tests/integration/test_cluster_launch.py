@@ -124,7 +124,7 @@ class Started:
 
 
 def name_in(text: str) -> str:
-    match = re.search(r"^cluster: (\S+): 2 ranks on 2 hosts", text, re.MULTILINE)
+    match = re.search(r"^cluster: (\S+): 2 ranks on node1, node2;", text, re.MULTILINE)
     return match[1] if match else ""
 
 
@@ -152,7 +152,7 @@ def test_two_hosts_train_to_the_end(cluster: Cluster, manifest: Path, tmp_path: 
         *("--tracking.tensorboard", "false", "--log_every=2", "--device", "cpu"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 ranks on 2 hosts; kinema 0.1.0" in done.stderr
+    assert "2 ranks on node1, node2; kinema 0.1.0" in done.stderr
     assert "step 4 |" in done.stdout
     assert done.stdout.count("finished | step 4") == 1  # rank 0 alone comes to the terminal
     run = tmp_path / "runs" / "000-smoke"

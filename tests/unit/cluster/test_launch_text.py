@@ -35,6 +35,8 @@ def test_each_node_gets_its_own_torchrun() -> None:
         assert word in second
     assert {"--nproc-per-node=8", "--rdzv-conf=is_host=true", "--local-addr=10.0.0.1"} <= {*first}
     assert {"--nproc-per-node=4", "--rdzv-conf=is_host=false", "--local-addr=10.0.0.2"} <= {*second}
+    sixth = plan.torchrun(JOB, NODES, 0, plan.Meeting("fd00::1", 29400), logs=None)
+    assert "--rdzv-endpoint=[fd00::1]:29400" in sixth
     assert first[-6:] == ["--no-python", "/env/bin/kinema", *JOB.train]
 
 

@@ -57,6 +57,8 @@ class Vitals:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._begun: torch.cuda.Event | None = None
         self._patient = True  # as the world was opened
+        # A rank that compiles for minutes, for a shape that is new to it, tells no other.
+        self._may_shorten = recipe.watchdog is not None and not recipe.compile
         spans.on_enter = self._enter
 
     def _enter(self, phase: str) -> None:
@@ -102,7 +104,7 @@ class Vitals:
     def end(self) -> None:
         """The step is done."""
         self._expected.end()
-        if self._watchdog is not None and self._patient:
+        if self._watchdog is not None and self._may_shorten and self._patient:
             # The first step, and what follows a save or a preview, had the long limit.
             self._patient = False
             longest = 5.0 * self._expected.longest_s

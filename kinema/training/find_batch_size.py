@@ -21,7 +21,7 @@ from kinema.data.manifest import Manifest
 from kinema.parallel.config import ParallelConfig
 from kinema.parallel.engine import Engine
 from kinema.parallel.sequence import SequenceGroups
-from kinema.parallel.world import open_world
+from kinema.parallel.world import World, open_world
 from kinema.telemetry.progress import Progress
 from kinema.telemetry.spans import Spans
 from kinema.training.config import TextToVideoTask, TrainRecipe
@@ -147,7 +147,7 @@ def find_batch_sizes(
         )
         order = order_of(alone, clips, ranks)
         predicted = fit(alone, order, memory, available)
-        runner = _Runner(recipe, clips, world, stack)
+        runner = _Runner(recipe, clips, world)
         found = []
         with Progress("trying batch sizes", total=len(predicted), unit="bucket") as bar:
             for length in predicted:
@@ -159,12 +159,7 @@ def find_batch_sizes(
 class _Runner:
     """Runs micro-batches as `kinema train` does, in one process, without an optimizer."""
 
-    def __init__(
-        self, recipe: TrainRecipe, clips: Manifest, world: object, stack: ExitStack
-    ) -> None:
-        from kinema.parallel.world import World
-
-        assert isinstance(world, World)
+    def __init__(self, recipe: TrainRecipe, clips: Manifest, world: World) -> None:
         self._recipe = recipe
         self._clips = clips
         self._device = world.device
@@ -186,6 +181,9 @@ class _Runner:
         self._model = model
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._gradients = self._engine.gradients(trained)
+        # Under sharding these come and go with a step; `FixedBytes` has them as always there.
+        here = predict(recipe, world_size=1, local_size=1).fixed
+        self._counted = here.working + here.gradients if self._engine.sharded else 0
 
     def seconds(self, trial: Trial) -> float:
         """Of a forward and backward pass."""
@@ -204,7 +202,7 @@ class _Runner:
         return time.perf_counter() - start
 
     def measured(self, trial: Trial) -> int | None:
-        """Bytes that a pass adds on the GPU; None: more than there are."""
+        """Bytes that a pass adds on the GPU to what is always there; None: more than there are."""
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
@@ -214,7 +212,7 @@ class _Runner:
             gc.collect()  # the traceback's frames held tensors
             return None
         # What is reserved counts: pieces that nothing fits into are taken all the same.
-        return int(torch.cuda.max_memory_reserved(self._device)) - before
+        return int(torch.cuda.max_memory_reserved(self._device)) - before - self._counted
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

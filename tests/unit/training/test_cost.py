@@ -33,6 +33,7 @@ def test_text_to_video_is_model_autoencoder_and_text_encoder() -> None:
     assert cost("recompute=selective") == pytest.approx(3 * forward + widening + encode + text)
     assert 0.3 * forward < widening < 0.7 * forward
     assert cost("text_cache=somewhere") == pytest.approx(4 * forward + encode)
+    assert cost("latent_cache=somewhere") == pytest.approx(4 * forward + text)
 
 
 def test_an_autoencoder_encodes_and_decodes() -> None:

@@ -83,10 +83,8 @@ class LatentCacheWriter:
 
     def there(self, height: int, width: int) -> dict[int, int]:
         """Row: frames, of the clips that files have already."""
-        found: dict[int, int] = {}
-        for file in _files(self.path / folder_name(height, width)):
-            found |= {row: int(values[0]) for row, values in _contents(file).items()}
-        return found
+        files = _files(self.path / folder_name(height, width))
+        return {row: int(values[0]) for row, (_, values) in _longest(files).items()}
 
     def write(
         self,
@@ -108,6 +106,10 @@ class LatentCacheWriter:
         first = clips[0]
         folder = self.path / folder_name(first.height, first.width)
         file = folder / f"{first.row:09}-{len(clips):04}.safetensors"
+        again = 1
+        while file.exists():  # has other clips as well: these are longer ones than it has
+            again += 1
+            file = file.with_name(f"{first.row:09}-{len(clips):04}-{again}.safetensors")
         tensors: dict[str, NDArray[Any]] = {}
         contents: dict[str, list[float | None]] = {}
         for clip, (mean, std), rate, size in zip(clips, latents, fps, original, strict=True):
@@ -142,9 +144,7 @@ class LatentCacheWriter:
             files = _files(folder)
             if not files:
                 continue
-            found: dict[int, tuple[int, list[float]]] = {}
-            for number, file in enumerate(files):
-                found |= {row: (number, values) for row, values in _contents(file).items()}
+            found = _longest(files)
             order = sorted(found)
             values = np.array([found[row][1] for row in order], dtype=np.float64)
             index = {
@@ -178,6 +178,16 @@ class LatentCacheWriter:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*-*.safetensors") if not p.name.startswith("."))
+
+
+def _longest(files: Sequence[Path]) -> dict[int, tuple[int, list[float]]]:
+    """Row: which of the files has most frames of it, and what `_contents` says there."""
+    found: dict[int, tuple[int, list[float]]] = {}
+    for number, file in enumerate(files):
+        for row, values in _contents(file).items():
+            if row not in found or values[0] > found[row][1][0]:
+                found[row] = number, values
+    return found
 
 
 def _contents(file: Path) -> dict[int, list[float]]:

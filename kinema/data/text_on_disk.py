@@ -108,20 +108,21 @@ def text_on_disk(
     Raises:
         KinemaError: neither the folder nor the cache folder can be written, or the disk is full.
     """
-    folder = _folder(path)
-    with writing(folder / path.name):
-        folder.mkdir(parents=True, exist_ok=True)
-        stat = path.stat()
-        made_from = {
-            "version": VERSION,
-            "size": stat.st_size,
-            "changed": stat.st_mtime_ns,
-            "columns": names,
-        }
-        with _lock(folder):
-            facts = _facts(folder, made_from)
-            if facts is None:
-                facts = _write(path, folder, names, check, made_from)
+    folder, stat = _folder(path), path.stat()
+    made_from = {
+        "version": VERSION,
+        "size": stat.st_size,
+        "changed": stat.st_mtime_ns,
+        "columns": names,
+    }
+    facts = _facts(folder, made_from)  # it may be there, where nothing can be written any more
+    if facts is None:
+        with writing(folder / path.name):
+            folder.mkdir(parents=True, exist_ok=True)
+            with _lock(folder):
+                facts = _facts(folder, made_from)
+                if facts is None:
+                    facts = _write(path, folder, names, check, made_from)
     with pa.memory_map(str(folder / "text.arrow")) as mapped:
         table = pa.ipc.open_file(mapped).read_all()
     blank = np.load(folder / "blank.npy", mmap_mode="r")

@@ -176,9 +176,9 @@ class Guard:
         return self.quarantine.get(epoch, set())
 
     def state(self) -> dict[str, Any]:
-        """JSON values."""
+        """JSON values, which stay as they are: a save writes them while training goes on."""
         return {
-            "window": self.window,
+            "window": list(self.window),
             "skipped": [[epoch, rows] for epoch, rows in self.skipped],
             "quarantine": {str(e): sorted(rows) for e, rows in self.quarantine.items()},
             "rollbacks": self.rollbacks,

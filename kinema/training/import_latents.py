@@ -75,7 +75,7 @@ def import_npz(
                 size = (clip.height, clip.width)
                 if size not in there:
                     there[size] = writer.there(*size)
-                if there[size].get(row) == clip.frames:
+                if there[size].get(row, 0) >= clip.frames:
                     continue
                 known = original or (int(tall[row]), int(wide[row]))
                 rate = float(fps[row]) if rate is None else rate

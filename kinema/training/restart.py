@@ -62,12 +62,12 @@ class Launch:
         if name is None:
             return None
         file = self._folder / f"{name}.json"
-        if not any(ranks.gather(_is_ours(file))):
+        # Another machine may not see the file yet; all ranks go the same way all the same.
+        seen = ranks.gather((_is_ours(file), _remembered(file)))
+        found = next((run for _, run in seen if run is not None), None)
+        if found is None or not any(ours for ours, _ in seen):
             return None
-        try:
-            run = Path(json.loads(file.read_text(encoding="utf-8"))["run"])
-        except (OSError, ValueError, KeyError):
-            return None
+        run = Path(found)
         return run if all(ranks.gather((run / "run.json").is_file())) else None
 
     def remember(self, run: Path) -> None:
@@ -137,6 +137,14 @@ def _is_ours(file: Path) -> bool:
         return written > psutil.Process(os.getppid()).create_time() - CLOCKS_DIFFER_S
     except (OSError, psutil.Error):
         return False
+
+
+def _remembered(file: Path) -> str | None:
+    """The run that a file of a launch names."""
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["run"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _read_error(file: Path) -> KinemaError:

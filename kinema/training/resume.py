@@ -41,8 +41,8 @@ MAY_CHANGE = (
     "data.max_bad_fraction",
 )
 """Keys (and all below them) that `--load` takes from the new recipe. Another manifest under
-`data.path` must hold the same rows: the data position carries its fingerprint. Another number of
-micro-batches keeps the clips of a step where the number of ranks changes."""
+`data.path` must hold the same rows: the data position carries its fingerprint. With another
+`accumulation` a step can have the same clips on another number of ranks."""
 
 MAY_CHANGE_WITH_NEW_POSITION = (
     "data",

@@ -53,7 +53,8 @@ class Spikes:
         if self._log is None:
             return
         write_spike(self._run, spike, step=state.step, position=state.position, works=works)
-        paths = [path for work in faulty for path in work.paths]
+        # Ranks that share a micro-batch name the same clips.
+        paths = list(dict.fromkeys(path for work in faulty for path in work.paths))
         names = ", ".join(paths[:SHOWN_CLIPS])
         more = f" and {len(paths) - SHOWN_CLIPS} more" if len(paths) > SHOWN_CLIPS else ""
         self._log.event(

@@ -12,6 +12,8 @@
 | what the guard compares with and passes over | state.json: guard |
 | seconds of updates that count | state.json: useful_s |
 
+`STATE_VERSION` goes up when the list in state.json changes; other versions are refused.
+
 The learning rate is a function of the step, and random numbers are functions of seed and data
 position: there is nothing of them to save.
 """
@@ -32,6 +34,8 @@ from kinema.training.ema import EMA
 from kinema.training.guard import Guard
 from kinema.training.optimizer import optimizer_tensors
 from kinema.training.window import Window
+
+STATE_VERSION = 1
 
 
 @dataclass
@@ -72,6 +76,7 @@ class TrainState:
     def values(self) -> dict[str, Any]:
         """The rest, as JSON."""
         return {
+            "version": STATE_VERSION,
             "scaler": self.scaler.state_dict(),
             "data": self.order.state(*self.position),
             "window": self.window.state(),
@@ -86,16 +91,24 @@ class TrainState:
             data_position: False begins the data anew, at epoch 0.
 
         Raises:
-            KinemaError: another model's checkpoint, or other data.
+            KinemaError: another model's checkpoint, or other data; a list of another version.
         """
         values = checkpoint.state
+        if values.get("version") != STATE_VERSION:
+            raise KinemaError(
+                f"cannot be resumed: kinema {checkpoint.versions.get('kinema', '?')} wrote version "
+                f"{values.get('version', 'none')} of the state, this one reads {STATE_VERSION}",
+                where=str(checkpoint.path),
+                hint="go on with the kinema that wrote it, or start a new run from its weights: "
+                "--ckpt-path",
+            )
         if data_position:
             self.position = self.order.restore(values["data"])
             self.window = Window.from_state(values["window"])
             self.useful_s = values["useful_s"]
             self.epoch = checkpoint.epoch
             if self.guard is not None:
-                self.guard.restore(values.get("guard"))
+                self.guard.restore(values["guard"])
         self.step = checkpoint.step
         checkpoint.load_model(self.model, "model")
         if self.ema is not None:

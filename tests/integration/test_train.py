@@ -235,6 +235,18 @@ def test_going_back_sets_later_checkpoints_aside(manifest: Path, tmp_path: Path)
     assert [step for step, _ in losses(whole.run)] == [1, 2, 3, 4]
 
 
+def test_a_checkpoint_of_another_version_of_the_state_is_refused(
+    manifest: Path, tmp_path: Path
+) -> None:
+    run = train(smoke(manifest, tmp_path, "max_steps=1")).run
+    file = Checkpoint.open(run).path / "state.json"
+    content = json.loads(file.read_text())
+    del content["state"]["version"], content["state"]["useful_s"]  # before either was there
+    file.write_text(json.dumps(content))
+    with pytest.raises(KinemaError, match=r"(?s)version none of the state.*--ckpt-path"):
+        train(smoke(manifest, tmp_path, "max_steps=2"), Start(load=run))
+
+
 def test_old_checkpoints_go(manifest: Path, tmp_path: Path) -> None:
     settings = ("max_steps=5", "ckpt_every=1", "keep_checkpoints=2")
     run = train(smoke(manifest, tmp_path, *settings)).run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -119,6 +120,20 @@ def test_many_ask_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         texts = list(pool.map(lambda row: Manifest.read(path).text(row), range(10, 18)))
     assert texts == [f"caption {row} é" for row in range(10, 18)]
     assert len(written) == 1
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_what_is_there_is_read_from_a_read_only_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "clips.parquet")
+    assert Manifest.read(path).text(1) == "caption 1 é"
+
+    def refused(folder: Path) -> None:
+        raise OSError(errno.EROFS, "read-only", str(folder))
+
+    monkeypatch.setattr(text_on_disk, "_lock", refused)
+    assert Manifest.read(path).text(1) == "caption 1 é"
 
 
 @pytest.mark.usefixtures("small_batches")

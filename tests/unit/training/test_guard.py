@@ -104,6 +104,15 @@ def test_state_goes_through_json_and_what_was_learnt_survives_going_back() -> No
     assert guard.window == before["window"]
 
 
+def test_a_save_beside_training_has_the_guard_of_its_own_step() -> None:
+    guard = trained()
+    guard.skip(0, [work("short", 9.0, 1)])
+    put_aside = guard.state()
+    of_now = json.dumps(put_aside)
+    guard.accept({"short": (8.0, 4)}, norm=3.0)
+    assert json.dumps(put_aside) == of_now
+
+
 def test_a_line_per_spike_also_of_what_is_no_number(tmp_path: Path) -> None:
     spike = Spike(loss=math.nan, usual_loss=1.0, norm=math.inf, usual_norm=None)
     works = [work("short", math.nan, 4, rank=3)]

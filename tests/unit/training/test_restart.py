@@ -55,6 +55,24 @@ def test_a_folder_that_is_gone_is_not_gone_on_with(run: Path) -> None:
     assert Launch(run.parent).run(Alone()) is None
 
 
+def test_a_machine_that_does_not_see_the_file_yet_goes_the_same_way(run: Path) -> None:
+    class TwoMachines(Alone):
+        def gather(self, value: Any) -> list[Any]:
+            return [value, (False, None) if isinstance(value, tuple) else value]
+
+    class Other(TwoMachines):
+        def __init__(self) -> None:
+            self.first: list[Any] = [(True, str(run)), True]
+
+        def gather(self, value: Any) -> list[Any]:
+            return [self.first.pop(0), value]
+
+    Launch(run.parent).remember(run)
+    assert Launch(run.parent).run(TwoMachines()) == run
+    Launch(run.parent).forget()
+    assert Launch(run.parent).run(Other()) == run
+
+
 def test_without_torchrun_nothing_is_remembered(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     Launch(run.parent).remember(run)

@@ -1,13 +1,12 @@
 """Generated tables of clips shaped like public data sets: plans and benchmarks without the data.
 
-What is known of a data set is its number of clips, their mean length and the sizes it names; the
-shares below are round numbers of our own that agree with that.
+What their own pages say (arXiv:2407.02371; arXiv:2407.06358), and round numbers of our own:
 
-| | known (arXiv:2407.02371; arXiv:2407.06358) | assumed |
+| | known | assumed |
 |---|---|---|
-| OpenVid-1M | 1,019,957 clips, about 7.4 s each, 433,000 of them in 1080p, none small | log-normal lengths, other sizes, frame rates |
-| MiraData-330k | 330,000 clips, 72 s each, 720p | log-normal lengths, 30 frames/s |
-"""  # noqa: E501
+| OpenVid-1M | 1,019,957 clips, 433,000 in 1080p | log-normal, 7.4 s on average; sizes and rates |
+| MiraData-330k | 330,000 clips, 72 s on average | log-normal; 720p, 30 frames/s |
+"""
 
 from __future__ import annotations
 

@@ -77,3 +77,21 @@ class Engine:
         if self.sharded and not torch.is_grad_enabled():
             for unit in units_of(self.model):
                 unit.reshard()
+
+    def recover(self) -> bool:
+        """After a pass that ended in an error, as out of memory: make ready for the next one.
+
+        Gradients are gone.
+
+        Returns:
+            Whether that can be done; otherwise model and engine must be made anew.
+        """
+        if not self.sharded:
+            return True
+        reset = getattr(self.model, "reset_iter_state", None)  # new in PyTorch 2.13
+        if reset is None:
+            return False
+        for parameter in self.model.parameters():
+            parameter.grad = None  # of gathered weights too, before they are given back
+        reset()
+        return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -125,10 +126,35 @@ def _without_autocast(model: nn.Module) -> None:
     model.__class__ = type(f"Sharded{cls.__name__}", (_OwnPrecision, cls), {})
 
 
+@dataclass(frozen=True)
+class _OnHost:
+    value: Tensor
+
+
+def _hidden(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_cpu and not value.is_floating_point():
+        return _OnHost(value)
+    return value
+
+
+def _shown(value: Any) -> Any:
+    return value.value if isinstance(value, _OnHost) else value
+
+
 class _OwnPrecision(nn.Module):
-    """Frozen networks beside the model run under autocast; the model's weights have their dtype."""
+    """Frozen networks beside the model run under autocast; the model's weights have their dtype.
+
+    On a GPU FSDP2 moves every tensor it is given there. What decides sizes, as masks of text do, is
+    wanted on the CPU: there and back, the host would wait for all that is queued.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = {name: _hidden(value) for name, value in kwargs.items()}
+        return super().__call__(*map(_hidden, args), **hidden)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        args = tuple(map(_shown, args))
+        kwargs = {name: _shown(value) for name, value in kwargs.items()}
         kind = next(self.parameters()).device.type
         with torch.autocast(kind, enabled=False):
             out = super().forward(*args, **kwargs)

@@ -163,17 +163,25 @@ class _Runner:
         self._recipe = recipe
         self._clips = clips
         self._device = world.device
-        model = build_model(recipe).train()
+        self._world = world
         if isinstance(recipe.task, TextToVideoTask):
             frozen = load_frozen(recipe, clips, world.device)
             groups = SequenceGroups(world, 1)
             self._task: Task = TextToVideo(recipe, frozen.vae, frozen.text, None, Spans(), groups)
         else:
             self._task = Reconstruction(recipe, Spans())
+        self._build()
+        # Under sharding these come and go with a step; `FixedBytes` has them as always there.
+        here = predict(recipe, world_size=1, local_size=1).fixed
+        self._counted = here.working + here.gradients if self._engine.sharded else 0
+
+    def _build(self) -> None:
+        recipe = self._recipe
+        model = build_model(recipe).train()
         parallel: ParallelConfig = replace(recipe.parallel, shard_over="all")
         self._engine = Engine(
             model,
-            world,
+            self._world,
             parallel,
             dtype=DTYPES[recipe.precision],
             blocks=blocks_of(recipe),
@@ -181,9 +189,6 @@ class _Runner:
         self._model = model
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._gradients = self._engine.gradients(trained)
-        # Under sharding these come and go with a step; `FixedBytes` has them as always there.
-        here = predict(recipe, world_size=1, local_size=1).fixed
-        self._counted = here.working + here.gradients if self._engine.sharded else 0
 
     def seconds(self, trial: Trial) -> float:
         """Of a forward and backward pass."""
@@ -206,10 +211,18 @@ class _Runner:
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
+        fits = True
         try:
             self.seconds(trial)
         except torch.OutOfMemoryError:
-            gc.collect()  # the traceback's frames held tensors
+            fits = False
+        if not fits:  # out here, where the traceback's frames hold no tensors any more
+            if not self._engine.recover():
+                del self._model, self._engine, self._gradients
+                gc.collect()
+                self._build()
+            self._gradients.zero()
+            gc.collect()
             return None
         # What is reserved counts: pieces that nothing fits into are taken all the same.
         return int(torch.cuda.max_memory_reserved(self._device)) - before - self._counted

@@ -81,15 +81,16 @@ class Waits:
     def watch(self, model: nn.Module) -> None:
         """Count the waits inside the passes of a sharded model as well.
 
-        FSDP2 has no public hook there; the three methods are looked up by name, and it is our
-        mistake if a PyTorch we support does not have them.
+        FSDP2 has no public hook there; the three methods are looked up by name. A PyTorch that has
+        others trains all the same, and their waits are not counted.
         """
         from kinema.parallel.shard import units_of
 
         for unit in units_of(model):
-            for group in unit._get_fsdp_state()._fsdp_param_groups:
+            for group in _parameter_groups(unit._get_fsdp_state()):
                 for name in SHARDED_WAITS:
-                    setattr(group, name, self._timed(getattr(group, name)))
+                    if (method := getattr(group, name, None)) is not None:
+                        setattr(group, name, self._timed(method))
 
     def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -115,3 +116,11 @@ class Waits:
         self.settle()
         seconds, self._seconds = self._seconds, 0.0
         return seconds
+
+
+def _parameter_groups(state: Any) -> list[Any]:
+    """FSDP2's groups of parameters of a module. Up to PyTorch 2.11 there was one, or None."""
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:
+        groups = [getattr(state, "_fsdp_param_group", None)]
+    return [group for group in groups if group is not None]

@@ -47,6 +47,7 @@ CONFIGS: dict[str, TransformerConfig] = {
     "latte": LatteConfig(**SIZE, condition="label_5"),
 }
 ZERO3 = ParallelConfig(shard="zero3")
+HOOKS = {"forward": "register_forward_pre_hook", "backward": "register_full_backward_pre_hook"}
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,69 @@ def test_a_forward_pass_without_gradients_gives_back_what_was_gathered(
     with torch.no_grad(), engine.forward():
         predicted(model)
     assert all(isinstance(p, DTensor) for n, p in model.named_parameters() if n != "rope.freqs")
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("shard", ["zero2", "zero3"])
+def test_a_pass_that_ran_out_of_memory_leaves_nothing_behind(
+    where: str, shard: Any, world: World
+) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    model = model_of(CONFIGS["stdit3"])
+    engine = Engine(model, world, ParallelConfig(shard=shard))
+    gradients = engine.gradients({n: p for n, p in model.named_parameters() if p.requires_grad})
+
+    def grads(failing: bool = False) -> list[Tensor]:
+        gradients.zero()
+        gradients.expect(last=True)
+        block = model.get_submodule("temporal_blocks.0.mlp")
+        hook = getattr(block, HOOKS[where])(fail if failing else lambda *_: None)
+        try:
+            with engine.forward():
+                predicted(model).square().mean().backward()
+        finally:
+            hook.remove()
+        gradients.finish()
+        return [p.grad.to_local().clone() for p in model.parameters() if p.grad is not None]  # type: ignore[attr-defined]
+
+    before = grads()
+    with pytest.raises(torch.OutOfMemoryError):
+        grads(failing=True)
+    if not engine.recover():
+        pytest.skip("this PyTorch cannot; model and engine are made anew")
+    assert all(isinstance(p, DTensor) for n, p in model.named_parameters() if n != "rope.freqs")
+    for got, want in zip(grads(), before, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_what_decides_sizes_is_not_moved_with_the_other_inputs(world: World) -> None:
+    model = model_of(CONFIGS["stdit3"])
+    engine = Engine(model, world, ZERO3)
+    seen: dict[str, Any] = {}
+    inside: list[Any] = []
+
+    def look(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.update(kwargs)  # what FSDP2's own hook finds and sends to the GPU
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    pack_text: Any = model.pack_text
+    model.pack_text = lambda y, mask: inside.append(mask) or pack_text(y, mask)  # type: ignore
+    mask = torch.arange(6).expand(2, 6) < 4
+    with torch.no_grad(), engine.forward():
+        model(
+            torch.zeros(2, 4, 3, 4, 8),
+            torch.ones(2),
+            torch.zeros(2, 1, 6, 12),
+            mask=mask,
+            fps=torch.ones(2),
+            height=torch.ones(2),
+            width=torch.ones(2),
+        )
+    assert not isinstance(seen["mask"], Tensor)
+    assert isinstance(seen["fps"], Tensor)
+    assert inside == [mask]
 
 
 def test_depth_adds_no_compiled_code_to_sharded_blocks(world: World) -> None:

@@ -107,6 +107,9 @@ def weights(
     into: Annotated[
         str | None, typer.Option(help="Path on the nodes; default: the same as here.")
     ] = None,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove files there that are not in PATH here.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent.")] = False,
     hostfile: Hostfile = None,
     include: Include = None,
@@ -117,16 +120,20 @@ def weights(
     """Make a file or folder the same on all nodes: weights, a manifest, a cache.
 
     Sizes and hashes are compared, only what differs is sent, and it gets its name when it is
-    whole. After a broken connection the same command goes on where it was. A folder there loses
-    files that it has not here.
+    whole. After a broken connection the same command goes on where it was. The PATH there becomes
+    PATH here; files that it has besides are refused, or removed with --delete.
     """
     from kinema.cluster.copy_out import copy_out
     from kinema.cluster.ssh import require
 
     ssh, hosts = reach(hostfile, include, exclude, ssh_config, at_once)
-    copied = copy_out(ssh, hosts, path, into or str(path.absolute()), dry_run=dry_run)
+    target = into or str(path.absolute())
+    delete_with = "" if delete else None
+    copied = copy_out(ssh, hosts, path, target, delete_with=delete_with, dry_run=dry_run)
     for one in copied:
-        if one.problem is None:
+        if one.problem is None and one.same_as:
+            print(f"{one.host.name}: shares the disk of {one.same_as}")
+        elif one.problem is None:
             verb = "would get" if dry_run else "got"
             same = "has the same already"
             what = f"{verb} {one.files} files, {one.bytes:,} bytes" if one.files else same

@@ -154,7 +154,7 @@ def launch(
     parts = preflight.processes_on(hosts, found, nproc_per_node)
     meeting, parts = preflight.meet(ssh, parts, python=job.python, address=address, port=port)
     place = {"python": job.python, "folder": job.folder, "disk": training.outputs}
-    apart = preflight.without_the_disk(ssh, hosts, **place, name=job.name)
+    apart = preflight.without_the_disk(ssh, hosts, **place)
     if apart:
         to_stderr(
             f"note: {', '.join(apart)} do not see {training.outputs} of {hosts[0].name}: sharded "

@@ -17,7 +17,9 @@ from kinema.cluster.hostfile import Host
 from kinema.cluster.on_node.tree import BLOCK, joined
 from kinema.cluster.on_node.tree import main as look
 from kinema.cluster.remote import ask, call, failure
+from kinema.cluster.shared_disk import first_with_it
 from kinema.cluster.ssh import SSH_FAILED, Problem, Ssh, explain
+from kinema.cluster.verdict import listed
 from kinema.config.errors import KinemaError
 
 LOOK_S = 3600.0
@@ -32,19 +34,29 @@ class Copied:
     files: int = 0
     bytes: int = 0
     problem: Problem | None = None
+    same_as: str | None = None
+    """The host whose disk it shares."""
 
 
 def copy_out(
-    ssh: Ssh, hosts: Sequence[Host], source: Path, target: str, *, dry_run: bool = False
+    ssh: Ssh,
+    hosts: Sequence[Host],
+    source: Path,
+    target: str,
+    *,
+    delete_with: str | None = None,
+    dry_run: bool = False,
 ) -> list[Copied]:
     """Make `target` on every host equal to `source`.
 
     Files of equal size and SHA-256 stay; others are sent to a hidden place first. What a broken
-    connection left there is not sent again. In a folder, files that `source` has not go.
+    connection left there is not sent again. Hosts that share the disk get it once.
 
     Args:
         source: file or folder.
         target: path on the hosts; `~` is their user's home folder.
+        delete_with: what else is in the folder there is removed if a file of this name is in it
+            ("": always); otherwise it is a problem.
         dry_run: say what would be sent, send nothing.
 
     Raises:
@@ -56,6 +68,8 @@ def copy_out(
         what = "is an empty folder" if source.is_dir() else "no such file or folder"
         raise KinemaError(what, where=str(source))
     sizes = {name: size for name, (size, _) in files.items()}
+    owners = first_with_it(ssh, hosts, os.path.dirname(target.rstrip("/")) or ".")
+    shared, hosts = hosts, [h for h in hosts if owners[h.name] == h.name]
     answers = ask(ssh, hosts, "tree", timeout_s=LOOK_S, path=target, hash_sizes=sizes)
     there = {a.host.name: a for a in answers}
     needed = {
@@ -64,7 +78,7 @@ def copy_out(
         if a.problem is None
     }
     stale = {
-        a.host.name: bool(set(a.value["files"]) - set(files)) or a.value["folder"] != own["folder"]
+        a.host.name: sorted(set(a.value["files"]) - set(files))
         for a in answers
         if a.problem is None
     }
@@ -79,8 +93,12 @@ def copy_out(
             kinds = ("a folder", "a file") if answer.value["folder"] else ("a file", "a folder")
             what = f"{target} is {kinds[0]} there and {kinds[1]} here"
             return Copied(host, problem=Problem(what, "move it away"))
-        names = needed[host.name]
-        if dry_run or not (names or stale[host.name]):
+        names, old = needed[host.name], stale[host.name]
+        if old and (delete_with is None or delete_with not in ("", *answer.value["files"])):
+            what = f"{target} has {len(old)} files that are not in {source}: {listed(old)}"
+            return Copied(host, problem=Problem(what, "another --into, or --delete removes them"))
+        made = answer.value["folder"] == own["folder"]  # an empty folder may be where a file goes
+        if dry_run or not (names or old or not made):
             return Copied(host, len(names), sum(sizes[name] for name in names))
         headers = [_header(source, name, files[name], answer.value["arriving"]) for name in names]
         keep = [name for name in files if name not in names]
@@ -97,7 +115,13 @@ def copy_out(
                 before, sent = sent, sent + size
                 bar.advance(sent // MEGA - before // MEGA)
 
-        return ssh.each(hosts, one)
+        copied = {done.host.name: done for done in ssh.each(hosts, one)}
+    return [
+        copied[host.name]
+        if host.name in copied
+        else Copied(host, same_as=owners[host.name], problem=copied[owners[host.name]].problem)
+        for host in shared
+    ]
 
 
 def _header(

@@ -44,7 +44,10 @@ REASONS = {
 HARMLESS = {"idle", "clocks set by hand", "power cap", "sync boost", "display clocks"}
 """At full load the power cap is what a GPU should be held by."""
 
-_UNKNOWN = {"n/a", "not supported", "not available", "unknown error", "insufficient permissions"}
+_UNKNOWN = {
+    *("n/a", "not supported", "not available", "not found", "unknown error"),
+    *("insufficient permissions", "requested functionality has been deprecated"),
+}
 BROKEN = ("err!", "gpu requires reset", "gpu is lost", "unknown error")
 MIB = 2**20
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 from collections import Counter
@@ -14,6 +15,7 @@ from typing import Any
 from kinema.cluster.hostfile import Host
 from kinema.cluster.plan import Meeting, Node
 from kinema.cluster.remote import Answer, ask, call
+from kinema.cluster.shared_disk import first_with_it
 from kinema.cluster.ssh import Problem, Ssh, require
 from kinema.config.errors import KinemaError
 
@@ -94,32 +96,17 @@ def differences(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Problem]:
 
 
 def without_the_disk(
-    ssh: Ssh, hosts: Sequence[Host], *, python: str, folder: str, disk: str, name: str
+    ssh: Ssh, hosts: Sequence[Host], *, python: str, folder: str, disk: str
 ) -> list[str]:
     """Hosts that do not see what the first one writes to `disk`.
 
     Args:
         python: interpreter on the hosts.
         folder: where training will run.
-        disk: where it will write.
-        name: of this launch.
+        disk: where it will write, relative to `folder` if not absolute.
     """
-    first, others = hosts[:1], hosts[1:]
-    if not others:
-        return []
-    given: dict[str, Any] = {"folder": folder, "disk": disk, "name": f".kinema-{name}"}
-
-    def tell(to: Sequence[Host], step: str) -> list[Answer]:
-        return ask(ssh, to, "shared_disk", timeout_s=TIMEOUT_S, python=python, step=step, **given)
-
-    made = tell(first, "make")
-    try:
-        require([(a.host, a.problem) for a in made], "cannot write")
-        looked = tell(others, "look")
-    finally:
-        tell(first, "remove")
-    require([(a.host, a.problem) for a in looked], "do not answer")
-    return [a.host.name for a in looked if not a.value["seen"]]
+    owners = first_with_it(ssh, hosts, os.path.join(folder, disk), python=python)
+    return [name for name, owner in owners.items() if owner != hosts[0].name]
 
 
 def processes_on(

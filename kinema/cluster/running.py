@@ -9,7 +9,7 @@ from typing import Any
 from kinema.cluster.hostfile import Host
 from kinema.cluster.on_node.processes import HELPERS_END_S, KILL_S
 from kinema.cluster.remote import ask
-from kinema.cluster.ssh import Problem, Ssh
+from kinema.cluster.ssh import Problem, Ssh, plain
 
 TIMEOUT_S = 30.0
 SHOWN = 100
@@ -33,7 +33,7 @@ class Process:
     @classmethod
     def of(cls, host: Host, found: dict[str, Any]) -> Process:
         """From what `on_node.processes` says."""
-        command = " ".join(word.replace("\n", " ") for word in found["command"])
+        command = plain(" ".join(found["command"]).replace("\n", " "))
         facts = {key: found[key] for key in ("pid", "launch", "kind", "rank", "state")}
         return cls(host, command=command, **facts)
 

@@ -12,6 +12,7 @@ from kinema.cluster.copy_out import copy_out
 from kinema.cluster.hostfile import Host
 from kinema.cluster.preflight import differences
 from kinema.cluster.remote import Answer, ask
+from kinema.cluster.shared_disk import first_with_it
 from kinema.cluster.ssh import Problem, Ssh, require
 from kinema.config.errors import KinemaError
 from kinema.telemetry.progress import Progress
@@ -111,7 +112,9 @@ def _copy(
     dry_run: bool,
     say: Callable[[str], None],
 ) -> None:
-    copied = copy_out(ssh, hosts, source, target, dry_run=dry_run)
+    # `--into ~` must not take a folder `~/kinema` of something else for the package's.
+    mark = "__init__.py" if source.name == "kinema" else ""
+    copied = copy_out(ssh, hosts, source, target, delete_with=mark, dry_run=dry_run)
     require([(c.host, c.problem) for c in copied], f"did not get {source.name}")
     verb = "would get" if dry_run else "got"
     what = f"of {source.name}" if source.is_dir() else f"({source.name})"
@@ -120,6 +123,7 @@ def _copy(
         for one in copied
         if one.files
     ]
+    got += [(one.host, f"shares the disk of {one.same_as}") for one in copied if one.same_as]
     _say_together(got, say)
 
 
@@ -131,29 +135,36 @@ def _install(
     wheels: str | None,
     dry_run: bool,
 ) -> list[Answer]:
+    """On one host of each disk first; the others then find all in place."""
     lock = threading.Lock()
-    with Progress("installing", total=len(hosts), unit="host") as bar:
+    owners = first_with_it(ssh, hosts, wanted.venv)
+    first = [host for host in hosts if owners[host.name] == host.name]
+    others = [] if dry_run else [host for host in hosts if host not in first]
+    with Progress("installing", total=len(first) + len(others), unit="host") as bar:
 
         def heard(answer: Answer) -> None:
             with lock:
                 bar.advance(note=answer.host.name)
 
-        return ask(
-            ssh,
-            hosts,
-            "install",
-            timeout_s=INSTALL_S,
-            heard=heard,
-            root=wanted.into,
-            venv=wanted.venv,
-            base=wanted.python,
-            torch=wanted.torch,
-            kinema=kinema,
-            extras=wanted.extras,
-            index_url=wanted.index_url,
-            wheelhouse=wheels,
-            dry_run=dry_run,
-        )
+        def install(some: Sequence[Host]) -> list[Answer]:
+            return ask(
+                ssh,
+                some,
+                "install",
+                timeout_s=INSTALL_S,
+                heard=heard,
+                root=wanted.into,
+                venv=wanted.venv,
+                base=wanted.python,
+                torch=wanted.torch,
+                kinema=kinema,
+                extras=wanted.extras,
+                index_url=wanted.index_url,
+                wheelhouse=wheels,
+                dry_run=dry_run,
+            )
+
+        return [*install(first), *install(others)]
 
 
 def _compare(answers: Sequence[Answer], wanted: Wanted, say: Callable[[str], None]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 from kinema.cluster.environment import DEFAULTS, RANK_PREFIX
 from kinema.cluster.on_node.processes import HOST_MARK, MARK
 from kinema.cluster.plan import Job
 from kinema.cluster.ssh import quoted
+from kinema.config.errors import KinemaError
 
 WARNING_S = 300
 """Seconds before its time limit that a job is told, so that it writes a checkpoint."""
@@ -24,12 +26,19 @@ def script(
     Args:
         processes: on each node.
         time_limit: as Slurm writes it, `2-00:00:00`; None: the partition's.
+
+    Raises:
+        KinemaError: a time or partition that Slurm would not take.
     """
+    for option, value in {"--time": time_limit, "--partition": partition}.items():
+        if value is not None and not re.fullmatch(r"[\w.,:-]+", value):
+            raise KinemaError(f"{value!r} is nothing for Slurm", where=option)
     asked = {
         "job-name": "kinema",
         "nodes": str(nodes),
         "ntasks-per-node": "1",
         "gpus-per-node": str(processes),
+        "mem": "0",  # all of a node's: many sites give a part only, also to exclusive jobs
         "time": time_limit,
         "partition": partition,
         "output": "slurm-%j.log",
@@ -68,7 +77,7 @@ def script(
         '--rdzv-conf="is_host=$host" --log-dir="$2/$SLURM_NODEID" '
         f'--no-python {quoted(job.program)} "${{@:3}}"'
     )
-    if not {"--load", "--continue"} & set(job.train):
+    if not {"--load", "--continue"} & {word.partition("=")[0] for word in job.train}:
         lines += [
             "# Queued again, it goes on with the newest run of this recipe.",
             "more=",
@@ -80,7 +89,9 @@ def script(
     lines += [
         'logs="$PWD/cluster-logs/slurm-$SLURM_JOB_ID"',
         'mkdir -p "$logs"',
-        f'srun --kill-on-bad-exit=1 bash -c {shlex.quote(inside)} "$first" "$port" "$logs"{more} &',
+        # One task a node; without --cpu-bind Slurm may tie it to one core.
+        f"srun --cpu-bind=none --kill-on-bad-exit=1 bash -c {shlex.quote(inside)} "
+        f'"$first" "$port" "$logs"{more} &',
         "step=$!",
         "# A trap interrupts `wait`: go on until the step has really ended.",
         'while :; do wait "$step"; code=$?; kill -0 "$step" 2>/dev/null || break; done',

@@ -33,7 +33,8 @@ class Problem:
     cure: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what}; {self.cure}" if self.cure else self.what
+        what = plain(self.what)
+        return f"{what}; {self.cure}" if self.cure else what
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,11 @@ def require(problems: Sequence[tuple[Host, Problem | None]], what: str) -> None:
     if bad:
         lines = "".join(f"\n  {host.name}: {problem}" for host, problem in bad)
         raise KinemaError(f"{len(bad)} of {len(problems)} hosts {what}:{lines}")
+
+
+def plain(text: str) -> str:
+    """A line from a node without what a terminal would obey: other users name their programs."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 def quoted(words: Sequence[Any]) -> str:

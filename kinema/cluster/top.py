@@ -13,7 +13,7 @@ from kinema.cluster import gpu
 from kinema.cluster.gpu import Gpu, UnreadableError
 from kinema.cluster.hostfile import Host
 from kinema.cluster.session import LostError, Session
-from kinema.cluster.ssh import Problem, Ssh
+from kinema.cluster.ssh import Problem, Ssh, plain
 
 RETRY_S = 15.0
 """Before a host that was lost is tried again."""
@@ -257,8 +257,8 @@ def _process(
 ) -> Process:
     return Process(
         pid=one["pid"],
-        user=one.get("user", "?"),  # in a container of its own: only the driver sees it
-        command=one.get("command") or name,
+        user=plain(one.get("user", "?")),  # in a container of its own: only the driver sees it
+        command=plain(one.get("command") or name),
         gpu=index,
         gpu_memory=gpu_memory,
         memory=one.get("memory"),

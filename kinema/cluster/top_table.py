@@ -105,8 +105,8 @@ def totals(nodes: Sequence[NodeUse]) -> str:
         busy = [g.utilisation_percent for g in gpus if g.utilisation_percent is not None]
         if busy:
             parts.append(f"{sum(busy) / len(busy):.0f} % busy")
-    ours = Counter(_what(p) for node in nodes for p in node.processes if p.ours)
-    parts += [f"{count} ranks of {what}" for what, count in ours.items()]
+    ours = Counter(_recipe(p) for node in nodes for p in node.processes if p.ours)
+    parts += [f"{count} rank{'s' if count > 1 else ''} of {what}" for what, count in ours.items()]
     lost = sum(1 for node in nodes if node.problem is not None)
     if lost:
         parts.append(f"{lost} do not answer" if lost > 1 else "1 does not answer")
@@ -257,10 +257,13 @@ def _gpu_says(row: GpuRow) -> Text:
 
 
 def _what(process: Process) -> str:
-    """Which training it is."""
-    name = process.recipe or "a training"
-    where = process.run.rpartition("/")[2] if process.run else process.launch
-    return f"{name} ({where})" if where and process.run else name
+    """Which training it is, with its run where the process writes that."""
+    run = (process.run or "").rpartition("/")[2]
+    return f"{_recipe(process)} ({run})" if run else _recipe(process)
+
+
+def _recipe(process: Process) -> str:
+    return process.recipe or "a training"
 
 
 def _program(command: str) -> str:

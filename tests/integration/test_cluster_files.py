@@ -102,10 +102,18 @@ def test_weights_reach_all_nodes_and_then_only_what_differs(
 
     (homes["node2"] / "models/w/config.json").write_text("[]")
     (homes["node2"] / "models/w/old.safetensors").write_text("of another release")
-    told = copy_out(cluster.ssh, cluster.hosts, weights, "~/models/w", dry_run=True)
+    refused = copy_out(cluster.ssh, cluster.hosts, weights, "~/models/w")
+    assert refused[0].problem is None
+    assert "has 1 files that are not in" in str(refused[1].problem)
+    assert "old.safetensors; another --into, or --delete" in str(refused[1].problem)
+    for mark in (None, "of-a-package"):
+        other = copy_out(cluster.ssh, cluster.hosts[1:], weights, "~/models/w", delete_with=mark)
+        assert other[0].problem is not None
+    assert (homes["node2"] / "models/w/config.json").read_text() == "[]"
+    told = copy_out(cluster.ssh, cluster.hosts, weights, "~/models/w", dry_run=True, delete_with="")
     assert [(one.files, one.bytes) for one in told] == [(0, 0), (1, 2)]
     assert (homes["node2"] / "models/w/config.json").read_text() == "[]"
-    copied = copy_out(cluster.ssh, cluster.hosts, weights, "~/models/w")
+    copied = copy_out(cluster.ssh, cluster.hosts, weights, "~/models/w", delete_with="")
     assert [(one.files, one.bytes, one.problem) for one in copied] == [(0, 0, None), (1, 2, None)]
     assert all(same(weights, home / "models/w") for home in homes.values())
     assert [path.name for path in (homes["node2"] / "models").iterdir()] == ["w"]
@@ -114,6 +122,16 @@ def test_weights_reach_all_nodes_and_then_only_what_differs(
     assert done.returncode == 1
     assert "2 of 2 hosts did not get it" in done.stderr
     assert "is a folder there and a file here" in done.stderr
+
+    # One place with two doors, as a home folder on the network: it is sent once.
+    place = homes["node1"].parent / "shared"
+    place.mkdir()
+    done = cluster.kinema("sync", "weights", str(weights), "--into", str(place / "w"))
+    assert done.returncode == 0, done.stderr
+    assert "node1: got 3 files" in done.stdout
+    assert "node2: shares the disk of node1" in done.stdout
+    assert same(weights, place / "w")
+    assert [path.name for path in place.iterdir()] == ["w"]
 
 
 def test_a_broken_connection_leaves_nothing_half_and_is_taken_up(

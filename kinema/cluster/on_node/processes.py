@@ -7,6 +7,7 @@ runs Python, torchrun, kinema or py-spy. A shell that has the variable, or an ed
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -100,10 +101,25 @@ def end(
 
 def send(process: Process, number: int) -> None:
     """A signal to a process, if it is still the one that was found."""
-    now = _read(process["pid"])
-    if now is not None and now["start"] == process["start"]:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(process["pid"], number)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        try:
+            # Held, so that its number cannot become another process's meanwhile.
+            held = os.pidfd_open(process["pid"])
+        except OSError as error:
+            if error.errno != errno.ENOSYS:  # Linux before 5.3
+                return
+            held = None
+        try:
+            now = _read(process["pid"])
+            if now is None or now["start"] != process["start"]:
+                return
+            if held is None:
+                os.kill(process["pid"], number)
+            else:
+                signal.pidfd_send_signal(held, number)
+        finally:
+            if held is not None:
+                os.close(held)
 
 
 def _read(pid: int) -> Process | None:

@@ -1,4 +1,4 @@
-"""Whether nodes see the same disk: one makes a file, the others look for it."""
+"""Whether nodes see the same disk: each makes a file, then all look whose files they see."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ import os
 from typing import Any
 
 
-def main(folder: str, disk: str, name: str, step: str) -> dict[str, Any]:
+def main(path: str, name: str, host: str, others: list[str], step: str) -> dict[str, Any]:
     """Make, look or remove.
 
     Args:
-        folder: where training is to run.
-        disk: where it will write, relative to `folder` if not absolute; need not exist.
-        name: of the file; unlike any other.
+        path: folder; the nearest one above it that exists is taken. `~` is the home folder.
+        name: that files begin with; unlike any other.
+        host, others: this node, and all that were asked.
         step: `make`, `look` or `remove`.
 
     Returns:
-        `seen`: whether the file is there afterwards.
+        `sees`: nodes whose files are there, in the order of `others`.
     """
-    there = os.path.join(folder, disk)
+    there = os.path.abspath(os.path.expanduser(path))
     while not os.path.isdir(there) and os.path.dirname(there) != there:
         there = os.path.dirname(there)
-    path = os.path.join(there, name)
-    if step == "make":
-        with open(path, "x"):
-            pass
-    elif step == "remove":
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-    return {"seen": os.path.exists(path)}
+    own = os.path.join(there, f"{name}-{host}")
+    sees: list[str] = []
+    with contextlib.suppress(OSError):  # what may not be written to is shared with nobody
+        if step == "make":
+            with open(own, "x"):
+                pass
+        elif step == "remove":
+            os.unlink(own)
+        else:
+            names = set(os.listdir(there))  # a listing is fresh where a network disk remembers
+            sees = [h for h in others if f"{name}-{h}" in names]
+    return {"sees": sees}

@@ -112,6 +112,7 @@ def test_the_slurm_script_is_bash_and_starts_each_node_once(tmp_path: Path) -> N
     for line in (
         "#SBATCH --nodes=2",
         "#SBATCH --gpus-per-node=1",
+        "#SBATCH --mem=0",
         "#SBATCH --time=1-00:00:00",
         "#SBATCH --partition=gpu",
         "#SBATCH --requeue",
@@ -121,6 +122,10 @@ def test_the_slurm_script_is_bash_and_starts_each_node_once(tmp_path: Path) -> N
     without = slurm.script(JOB, nodes=2, processes=1, time_limit=None, partition=None)
     assert "--time" not in without
     assert "--partition" not in without
+    with pytest.raises(KinemaError, match=r"--partition: .* is nothing for Slurm"):
+        slurm.script(JOB, nodes=2, processes=1, time_limit=None, partition="gpu\nreboot")
+    with pytest.raises(KinemaError, match="--time: "):
+        slurm.script(JOB, nodes=2, processes=1, time_limit="1 # x", partition=None)
 
 
 @pytest.fixture
@@ -132,7 +137,7 @@ def slurm_machine(tmp_path: Path) -> Path:
         f'#!/bin/bash\n[ "$1" = show ] && printf "n1\\nn2\\n" || echo "$@" >> {tmp_path}/asked\n'
     )
     (programs / "srun").write_text(
-        "#!/bin/bash\nshift\ntrap 'kill $(jobs -p)' TERM\n"
+        "#!/bin/bash\nshift 2\ntrap 'kill $(jobs -p)' TERM\n"
         'for node in 0 1; do SLURM_NODEID=$node "$@" & done\n'
         "code=0; for one in $(jobs -p); do wait $one || code=$?; done\n"
         'while [ -n "$(jobs -rp)" ]; do wait; done; exit $code\n'
@@ -182,8 +187,9 @@ def test_the_slurm_script_runs_torchrun_on_every_node(slurm_machine: Path) -> No
     # Queued again it goes on, unless it was told with what.
     assert run_script(slurm_machine, "x", restarts=1).wait(30) == 0
     assert (slurm_machine / "words-1").read_text().endswith("a clip's.csv\n--continue\n")
-    assert run_script(slurm_machine, "x", "--load", "run", restarts=1).wait(30) == 0
-    assert (slurm_machine / "words-1").read_text().endswith("a clip's.csv\n")
+    for words in (("--load", "run"), ("--load=run",)):
+        assert run_script(slurm_machine, "x", *words, restarts=1).wait(30) == 0
+        assert (slurm_machine / "words-1").read_text().endswith("a clip's.csv\n")
     assert run_script(slurm_machine, "fail").wait(30) == 7
     assert not (slurm_machine / "asked").exists()
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from kinema.cluster import preflight
+from kinema.cluster import shared_disk as own_disk
 from kinema.cluster.hostfile import Host
 from kinema.cluster.on_node import shared_disk
 from kinema.cluster.remote import Answer
-from kinema.cluster.ssh import Ssh
+from kinema.cluster.ssh import Problem, Ssh
 from kinema.config.errors import KinemaError
 
 FINE: dict[str, Any] = {
@@ -63,18 +64,24 @@ def test_hosts_with_disks_of_their_own_are_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     disks = {"node1": tmp_path / "a", "node2": tmp_path / "a", "node3": tmp_path / "b"}
+    disks["node4"] = tmp_path / "b"
     for disk in disks.values():
         disk.mkdir(exist_ok=True)
 
     def ask(_: Ssh, hosts: list[Host], module: str, **given: Any) -> list[Answer]:
         assert module == "shared_disk"
-        words = {key: given[key] for key in ("disk", "name", "step")}
-        return [Answer(h, shared_disk.main(str(disks[h.name]), **words)) for h in hosts]
+        words = {key: given[key] for key in ("name", "others", "step")}
+        return [
+            Answer(h, shared_disk.main(f"{disks[h.name]}{given['path']}", host=h.name, **words))
+            if h.name != "gone"
+            else Answer(h, problem=Problem("does not answer"))
+            for h in hosts
+        ]
 
-    monkeypatch.setattr(preflight, "ask", ask)
+    monkeypatch.setattr(own_disk, "ask", ask)
     hosts = [Host(name) for name in disks]
-    apart = preflight.without_the_disk(
-        Ssh(), hosts, python="p", folder="/", disk="not/yet/there", name="job"
-    )
-    assert apart == ["node3"]
+    where = {"python": "p", "folder": "/not", "disk": "yet/there"}
+    assert preflight.without_the_disk(Ssh(), hosts, **where) == ["node3", "node4"]
+    owners = own_disk.first_with_it(Ssh(), [*hosts, Host("gone")], "/not")
+    assert owners == {n: n for n in (*disks, "gone")} | {"node2": "node1", "node4": "node3"}
     assert list(tmp_path.rglob(".kinema*")) == []

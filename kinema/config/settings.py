@@ -13,6 +13,7 @@ Unknown fields and wrong types are errors; `1` is a float, `"1"` and `1.5` are n
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -121,7 +122,7 @@ def unknown_keys(annotation: Any, data: object, at: Path = ()) -> Iterator[tuple
     """Every key of `data` that the schema does not have, with the names it has there."""
     for option in _options(annotation, data):
         if is_settings(option) and isinstance(data, dict):
-            hints = typing.get_type_hints(option, include_extras=True)
+            hints = _hints(option)
             fields = {f.name: hints[f.name] for f in dataclasses.fields(option) if f.init}
             for key, value in data.items():
                 if str(key) not in fields:
@@ -179,8 +180,14 @@ def _members(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
+@functools.cache
+def _hints(schema: type) -> dict[str, Any]:
+    """Types of a schema's fields, by name: every setting that is read asks for them."""
+    return typing.get_type_hints(schema, include_extras=True)
+
+
 def _tag(schema: type) -> str | None:
-    hint = typing.get_type_hints(schema).get("type")
+    hint = _strip(_hints(schema).get("type"))
     return str(get_args(hint)[0]) if _is_literal(hint) else None
 
 

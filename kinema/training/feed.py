@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 from torch import Tensor
 
+from kinema.data.ahead import OneAhead
 from kinema.data.buckets import Bucket, BucketTable
 from kinema.data.latent_cache import LatentCache
 from kinema.data.loader import Batch, KnownClips, Loader
@@ -26,6 +27,27 @@ from kinema.training.cost import bucket_cost, bucket_degree, tokens_per_clip
 
 MEASURED_MICRO_BATCHES = 16
 """How many micro-batches statistics of the latents are taken from."""
+
+
+class Data(Protocol):
+    """Where the loop gets its micro-batches and their names from."""
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of all buckets as the log has them, the same on every rank."""
+        ...
+
+    def epoch(self, number: int, start: int) -> tuple[int, Iterator[Batch]]:
+        """Number of steps of an epoch, and this rank's micro-batches from step `start` on."""
+        ...
+
+    def first_videos(self) -> Iterable[Tensor]:
+        """A few videos `[B, 3, T, H, W]` on the device, the same at each call."""
+        ...
+
+    def path(self, row: int) -> str:
+        """The file of a row of the manifest."""
+        ...
 
 
 class Feed:
@@ -62,8 +84,11 @@ class Feed:
             cached=latents,
         )
         self._loader: Loader | None = None
+        self._on_gpu = world.device.type == "cuda"
+        self._ahead: OneAhead[Batch] | None = None
+        self._clips_came = False
         self.on_clip: Callable[[], None] | None = None
-        """Called for every clip that was waited for."""
+        """Called when clips came that are waited for."""
 
     def epoch(self, number: int, start: int) -> tuple[int, Iterator[Batch]]:
         """Number of steps of an epoch, and this rank's micro-batches from step `start` on."""
@@ -76,12 +101,29 @@ class Feed:
                 known=self._known,
                 latents=self._latents,
                 on_clip=self._clip_came,
+                pinned=self._on_gpu,
             )
-        return self.order.epoch(number).num_steps, self._loader.epoch(number, start)
+        steps, batches = self.order.epoch(number).num_steps, self._loader.epoch(number, start)
+        if not self._on_gpu:
+            return steps, batches
+        self._end_ahead()
+        self._ahead = OneAhead(batches, while_waiting=self._tell_of_clips)
+        return steps, self._ahead
 
     def _clip_came(self) -> None:
-        if self.on_clip is not None:
+        self._clips_came = True
+        if not self._on_gpu:
+            self._tell_of_clips()
+
+    def _tell_of_clips(self) -> None:
+        if self._clips_came and self.on_clip is not None:
+            self._clips_came = False
             self.on_clip()
+
+    def _end_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def decoding(self) -> list[tuple[int, str, float]]:
         """What is being decoded: (process id of the worker, file, seconds so far)."""
@@ -117,7 +159,8 @@ class Feed:
         trace: TracebackType | None,
     ) -> None:
         if self._loader is not None:
-            self._loader.close()
+            self._loader.close()  # first, so that nothing has to be decoded to the end
+        self._end_ahead()
 
     @property
     def labels(self) -> list[str]:

@@ -148,6 +148,30 @@ def test_what_rank_0_sees_otherwise_than_it_was_written_is_no_checkpoint(tmp_pat
     assert not plan.final.exists()
 
 
+def test_the_old_checkpoint_of_a_name_stays_until_the_new_one_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "epoch0-global_step1", tmp_path / ".saving-epoch0-global_step1"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "which").write_text(folder.name)
+    honest = os.rename
+
+    def refuse(source: Path, target: Path) -> None:
+        if source == new:
+            raise OSError(28, "No space left on device")
+        honest(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refuse)
+        with pytest.raises(OSError, match="No space"):
+            parts.put_in_place(new, old)
+    assert (old / "which").read_text() == old.name
+    parts.put_in_place(new, old)
+    assert (old / "which").read_text() == new.name
+    assert os.listdir(tmp_path) == [old.name]
+
+
 def test_a_folder_that_only_one_machine_sees_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def write(file: Path, /, rows: int = ROWS, **changes: list[str | None]) -> Path:
         "source": [None if i == 9 else f"film {i // 10}" for i in range(rows)],
         "dropped_by": ["blur" if i == 3 else "" for i in range(rows)],
     }
-    pa_parquet.write_table(pa.table(columns | changes), file, row_group_size=100)
+    table = pa.table(columns | changes)
+    pa_parquet.write_table(table, file, row_group_size=100, compression="none")
     return file
 
 
@@ -97,12 +99,47 @@ def test_a_changed_file_is_put_on_disk_anew(tmp_path: Path) -> None:
     made = (folder_of(path) / "text.arrow").stat().st_mtime_ns
     assert Manifest.read(path).text(5) == "caption 5 é"
     assert (folder_of(path) / "text.arrow").stat().st_mtime_ns == made
-    write(path, text=["new"] * ROWS)
-    os.utime(path, ns=(1, 1))  # another time, whatever the clock's steps
+    size = path.stat().st_size
+    other = [None if i == 7 else "  " if i == 8 else f"CAPTION {i} é" for i in range(ROWS)]
+    write(path, text=other)
+    assert path.stat().st_size == size  # the time alone tells
+    os.utime(path, ns=(1, 1))  # another one, whatever the clock's steps
     again = Manifest.read(path)
-    assert again.text(5) == "new"
+    assert again.text(5) == "CAPTION 5 é"
     assert again.fingerprint != first.fingerprint
     assert first.text(6) == "caption 6 é"  # who has the old file open goes on reading it
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_writing_that_was_broken_off_leaves_nothing_that_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "clips.parquet")
+    assert Manifest.read(path).text(5) == "caption 5 é"
+    first, stat = path.read_bytes(), path.stat()
+    write(path, text=["new"] * ROWS)
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Manifest.read(path).text(5)
+    path.write_bytes(first)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert Manifest.read(path).text(5) == "caption 5 é"
+
+
+def test_a_hash_does_not_depend_on_chunks() -> None:
+    column = pa.array(["a", "bc", "", "def", "g"], pa.large_string())
+    whole, cut, moved = (text_on_disk.TextDigest() for _ in range(3))
+    whole.update(column)
+    for first, count in ((0, 2), (2, 0), (2, 1), (3, 2)):
+        cut.update(column.slice(first, count))
+    assert cut.hexdigest() == whole.hexdigest()
+    moved.update(pa.array(["a", "b", "c", "def", "g"], pa.large_string()))
+    assert moved.hexdigest() != whole.hexdigest()
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -113,6 +150,7 @@ def test_many_ask_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     def counted(*args: object) -> dict[str, str]:
         written.append(1)
+        time.sleep(0.3)  # for the others to come
         return write_once(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(text_on_disk, "_write", counted)

@@ -81,6 +81,23 @@ def test_the_hosts_own_time_leaves_out_what_is_inside() -> None:
     )
 
 
+def test_what_reaches_beyond_its_step_or_its_caller_is_cut() -> None:
+    found = break_down(
+        [
+            step(1, 0, 100),
+            event("kinema/forward", "user_annotation", 90, 130),
+            event("aten::outer", "cpu_op", 10, 20),
+            event("aten::inner", "cpu_op", 15, 25),  # clocks are read one after the other
+        ]
+    )
+    assert {name: 1000 * seconds for name, seconds in found.spans.items()} == pytest.approx(
+        {"forward": 10.0}
+    )
+    assert {name: 1000 * seconds for name, seconds in found.operators.items()} == pytest.approx(
+        {"aten::inner": 10.0, "aten::outer": 5.0}
+    )
+
+
 def test_without_a_gpu_collectives_and_copies_of_the_host_count() -> None:
     found = break_down(
         [
@@ -127,6 +144,7 @@ def test_advice_follows_the_largest_losses() -> None:
     assert "shard_over: node" in said(exposed, shard="zero3")
     assert "shard_over" not in said(exposed, shard="zero3", hybrid=True)
     assert "shard_over: node" in said(exposed, shard="zero2")
+    assert "shard_over" not in said(exposed, shard="zero2", hybrid=True)
     assert "accumulation" in said(exposed, shard="none")
 
     waiting = shares(kernel=60.0, cpu=30.0, other=10.0)

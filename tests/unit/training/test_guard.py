@@ -46,6 +46,11 @@ def test_of_a_rare_bucket_only_the_norm_speaks() -> None:
     guard = trained()
     assert guard.judge({"new": (100.0, 1)}, 2.0) is None
     assert guard.judge({"new": (0.1, 1)}, 6.1)
+    for _ in range(4):
+        guard.accept({"new": (0.1, 1)}, norm=2.0)
+    assert guard.judge({"new": (100.0, 1)}, 2.0) is None
+    guard.accept({"new": (0.1, 1)}, norm=2.0)
+    assert guard.judge({"new": (100.0, 1)}, 2.0)  # not rare any more
 
 
 def test_nothing_is_left_out_before_the_window_is_full_but_what_is_no_number() -> None:
@@ -102,6 +107,9 @@ def test_state_goes_through_json_and_what_was_learnt_survives_going_back() -> No
     assert guard.rollbacks == 1
     guard.restore(None)  # one that was written without a guard
     assert guard.window == before["window"]
+    shorter = Guard(GuardConfig(window=3, factor=3.0, skips=2, rollbacks=1))
+    shorter.restore(before)
+    assert shorter.window == before["window"][-3:]
 
 
 def test_a_save_beside_training_has_the_guard_of_its_own_step() -> None:

@@ -107,6 +107,19 @@ def test_an_error_of_a_person_is_said_again_and_not_worked_towards(
     assert not worked
 
 
+def test_the_first_error_of_a_launch_is_kept_until_the_run_ends(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for what in ("first", "second"):  # of two processes of one start, both of which work
+        with pytest.raises(KinemaError, match=what), Launch(run.parent).final_errors():
+            raise KinemaError(what)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(KinemaError, match="first"), Launch(run.parent).final_errors():
+        pass
+    Launch(run.parent).forget()
+    assert not (run.parent / LAUNCHES).exists()
+
+
 def test_a_crash_is_tried_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError), Launch(run.parent).final_errors():
         raise RuntimeError("a lost connection")

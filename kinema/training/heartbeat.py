@@ -26,14 +26,15 @@ MOST_CLIPS = 64
 
 PHASES = (
     *("start", "warm up", "data", "share", "text", "vae", "forward", "backward"),
-    *("reduce", "optimizer", "agree", "save", "preview", "validation"),
+    *("reduce", "optimizer", "agree", "save", "preview", "validation", "order"),
 )
-"""In the order of a step: a rank that others wait for is not further than they are."""
+"""In the order of a step: a rank that others wait for is not further than they are. Last, an epoch
+is over and the `order` of the next one is laid out."""
 
 END = "end"
 """The phase of a process that has come to the end of the run."""
 
-LONG_PHASES = frozenset({"start", "warm up", "save", "preview", "validation"})
+LONG_PHASES = frozenset({"start", "warm up", "save", "preview", "validation", "order"})
 """Phases that are no part of a step: they may take as long as the first step."""
 
 

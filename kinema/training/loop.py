@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,13 +20,12 @@ from kinema.parallel.sequence import SequenceGroups
 from kinema.parallel.world import World
 from kinema.telemetry.run_log import RunLog, say
 from kinema.telemetry.spans import Spans
-from kinema.training import nonfinite
 from kinema.training.agree import agree_on_rows
 from kinema.training.config import TrainRecipe
 from kinema.training.draws import Draws
-from kinema.training.feed import bucket_label
-from kinema.training.guard import Spike, Work
-from kinema.training.meters import Meters, add_micro_batch, step_keys, weight_norm
+from kinema.training.feed import Data, bucket_label
+from kinema.training.meters import Meters, weight_norm
+from kinema.training.outcome import Agreement, Micro, Outcome
 from kinema.training.profile import Profile
 from kinema.training.saving import Saver
 from kinema.training.schedule import learning_rate
@@ -35,61 +33,14 @@ from kinema.training.spikes import Spikes
 from kinema.training.stand_in import stand_in_loss
 from kinema.training.state import TrainState
 from kinema.training.stop import StopRequest
-from kinema.training.tasks import LossReport, Task
+from kinema.training.tasks import Task
 from kinema.training.validation import Validation
 from kinema.training.vitals import Vitals
 from kinema.training.window import Window
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_SKIPPED_UPDATES = 30
 """fp16 halves its loss scale whenever gradients overflow and skips that update. From the first
 scale, 65536, this many in a row come down to 6e-5: no loss is that large, so something is wrong."""
-
-
-class Data(Protocol):
-    """Where the loop gets its micro-batches and their names from."""
-
-    @property
-    def labels(self) -> list[str]:
-        """Names of all buckets as the log has them, the same on every rank."""
-        ...
-
-    def epoch(self, number: int, start: int) -> tuple[int, Iterator[Batch]]:
-        """Number of steps of an epoch, and this rank's micro-batches from step `start` on."""
-        ...
-
-    def first_videos(self) -> Iterable[Tensor]:
-        """A few videos `[B, 3, T, H, W]` on the device, the same at each call."""
-        ...
-
-    def path(self, row: int) -> str:
-        """The file of a row of the manifest."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Micro:
-    """A micro-batch that went through: still on the device, to spare a wait for each."""
-
-    batch: Batch
-    report: LossReport
-
-    @property
-    def loss(self) -> Tensor:
-        return self.report.loss
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What all ranks know of a step before they update."""
-
-    clips: int
-    """Clips that any rank trained on."""
-    loss_finite: bool
-    grad_finite: bool
-    stop: bool
-    spike: Spike | None
-    """The guard leaves this update out."""
 
 
 class Trainer:
@@ -143,7 +94,6 @@ class Trainer:
         self._log = log
         self._spans = spans
         self._meters = meters
-        self._stop = stop
         self._on_step = on_step
         self._on_preview = on_preview
         self._validation = validation
@@ -151,16 +101,13 @@ class Trainer:
         self._engine = engine
         self._groups = groups
         self._vitals = vitals
-        self._spikes = None
-        if state.guard is not None:
-            self._spikes = Spikes(state.guard, state, world, run, log)
+        guard = state.guard
+        self._spikes = None if guard is None else Spikes(guard, state, world, run, log)
         self._gradients = engine.gradients(state.trained)
         # A rank that cannot read its very first clips would have no loss scale to go by.
         state.scaler.scale(torch.zeros((), device=world.device))
         if engine.sharded:
             meters.waits.watch(state.model)
-        shared = ("bad losses", "bad gradients", "norm", "stop", "failed saves")
-        self._keys = [*step_keys(data.labels, task.parts), *shared]
         self._skipped = 0  # updates in a row that fp16 overflow has cost
         self._clips = 0  # trained on in this epoch, by all ranks, since this process began it
         self._saver = Saver(
@@ -174,6 +121,19 @@ class Trainer:
             finalise=lambda: task.finalise(state.model, data.first_videos),
             saved_step=saved_step,
         )
+        self._agreement = Agreement(
+            world,
+            state,
+            labels=data.labels,
+            parts=task.parts,
+            path=data.path,
+            run=run,
+            stop=stop,
+            spans=spans,
+            meters=meters,
+            vitals=vitals,
+            saver=self._saver,
+        )
 
     def try_out(self, batch: Batch) -> None:
         """Forward and backward of a micro-batch as in a step; leaves nothing behind. Collective."""
@@ -185,8 +145,6 @@ class Trainer:
             self._forward_backward(batch.to(self._world.device), draws)
             self._gradients.finish()
         self._gradients.zero()
-
-    # The run
 
     def run(self) -> bool:
         """Train until the recipe's end or until asked to stop; a checkpoint is written either way.
@@ -207,15 +165,18 @@ class Trainer:
         state, stopped = self.state, False
         while not stopped and not self._finished():
             epoch, start = state.position
-            num_steps, batches = self._data.epoch(epoch, start)
+            self._vitals.be_patient()  # laying out an epoch of many millions takes a minute
+            with self._spans("order"):
+                num_steps, batches = self._data.epoch(epoch, start)
             self._clips = 0
             for index in range(start, num_steps):
+                after = (epoch, index + 1) if index + 1 < num_steps else (epoch + 1, 0)
                 updated, stopped = self.train_step(batches, epoch)
                 if self._profile is not None and self._profile.stepped():
                     return False
                 if self._spikes is not None and self._spikes.go_back_now and not stopped:
                     break
-                state.position = (epoch, index + 1) if index + 1 < num_steps else (epoch + 1, 0)
+                state.position = after
                 state.epoch = epoch
                 if updated:
                     self._after_update()
@@ -224,7 +185,7 @@ class Trainer:
             else:
                 state.position = (epoch + 1, 0)
             if self._spikes is not None and self._spikes.go_back_now and not stopped:
-                self._go_back(epoch, index, num_steps)
+                self._go_back(after)
                 continue
             if start == 0 and state.position[0] > epoch and not self._clips:
                 raise KinemaError(
@@ -237,8 +198,8 @@ class Trainer:
             self._saver.settle()
         return not stopped
 
-    def _go_back(self, epoch: int, index: int, num_steps: int) -> None:
-        """Return to the newest checkpoint, or go on past a step of an epoch where there is none."""
+    def _go_back(self, after: tuple[int, int]) -> None:
+        """Return to the newest checkpoint, or go on at `after` where there is none."""
         assert self._spikes is not None
         self._vitals.be_patient()
         with self._spans("save"):
@@ -247,15 +208,14 @@ class Trainer:
                 restore=lambda checkpoint: self.state.restore(checkpoint, data_position=True)
             )
         if step is None:
-            last = index + 1 == num_steps
-            self.state.position = (epoch + 1, 0) if last else (epoch, index + 1)
-            return
-        self._saver.went_back(step)
+            self.state.position = after
+        else:
+            self._saver.went_back(step)
 
     def _finished(self) -> bool:
-        limit = self.recipe.max_steps
-        done = limit is not None and self.state.step >= limit
-        return done or self.state.position[0] >= self.recipe.epochs
+        recipe, state = self.recipe, self.state
+        done = recipe.max_steps is not None and state.step >= recipe.max_steps
+        return done or state.position[0] >= recipe.epochs
 
     def _after_update(self) -> None:
         recipe, step = self.recipe, self.state.step
@@ -269,11 +229,11 @@ class Trainer:
             self._log.step({"step": step, "epoch": self.state.epoch, **found})
         if step % recipe.ckpt_every == 0 and not profiled:
             self.save()
-        if recipe.preview and step % recipe.preview.every == 0 and not profiled:
+        due = recipe.preview and step % recipe.preview.every == 0 and not profiled
+        if due and self._on_preview:
             self._vitals.be_patient()
-            if self._on_preview:
-                with self._spans("preview"):
-                    self._on_preview(self.state)
+            with self._spans("preview"):
+                self._on_preview(self.state)
         if self._world.is_main and self._on_step:
             self._on_step(step, record)
 
@@ -303,7 +263,8 @@ class Trainer:
 
         self._vitals.begin(self.state.step)
         self._gradients.zero()
-        micros = []
+        micros: list[Micro] = []
+        unreadable = 0
         for i in range(self.recipe.accumulation):
             self._vitals.await_micro(i)
             with self._spans("data"):
@@ -314,7 +275,8 @@ class Trainer:
             if batch.degree > 1:
                 batch = self._agree_on_rows(batch)
             self._gradients.expect(last=i == self.recipe.accumulation - 1)
-            self._report_unreadable(batch)
+            if not self._world.rank % batch.degree:  # the first of those that share it says so
+                unreadable += self._report_unreadable(batch)
             self._vitals.hold(bucket_label(batch.bucket), batch)
             if not batch.empty:
                 draws = Draws(self.recipe.seed, epoch, int(batch.rows[0]), self._world.device)
@@ -329,18 +291,17 @@ class Trainer:
                 self.state.scaler.unscale_(self.state.optimizer)
             norm = self._gradients.norm()
             with self._spans("agree"):
-                outcome = self._agree(micros, norm)
+                outcome = self._agreement.reach(micros, norm, unreadable=unreadable)
             if outcome.spike is not None and self._spikes is not None:
-                self._spikes.leave_out(outcome.spike, self._works(micros))
+                self._spikes.leave_out(outcome.spike, self._agreement.works(micros))
                 self.state.scaler.update()
-                self._clips += outcome.clips
-                self._vitals.end()
-                return False, outcome.stop
-            self._skipped = 0 if outcome.grad_finite else self._skipped + 1
-            allowed = MAX_SKIPPED_UPDATES if self.state.scaler.is_enabled() else 0
-            if not outcome.loss_finite or self._skipped > allowed:
-                self._refuse(micros, float(own_norm))
-            updated = self._update(norm, outcome)
+                updated = False
+            else:
+                self._skipped = 0 if outcome.grad_finite else self._skipped + 1
+                allowed = MAX_SKIPPED_UPDATES if self.state.scaler.is_enabled() else 0
+                if not outcome.loss_finite or self._skipped > allowed:
+                    self._agreement.refuse(micros, float(own_norm))
+                updated = self._update(norm, outcome)
         self._clips += outcome.clips
         self._vitals.end()
         if updated:
@@ -353,13 +314,13 @@ class Trainer:
         with self._spans("share"), self._meters.waits.host(), self._groups.use(batch.degree):
             return agree_on_rows(batch, self._groups)
 
-    def _forward_backward(self, batch: Batch, draws: Draws) -> _Micro:
+    def _forward_backward(self, batch: Batch, draws: Draws) -> Micro:
         with self._engine.forward(), self._groups.use(batch.degree):
             report = self._task.loss(self.state.model, batch, draws)
         with self._spans("backward"):
             loss = report.loss * (batch.weight / self.recipe.accumulation)
             self.state.scaler.scale(loss).backward()
-        return _Micro(batch, replace(report, loss=report.loss.detach()))
+        return Micro(batch, replace(report, loss=report.loss.detach()))
 
     def _take_part(self) -> None:
         """With nothing to compute: the other ranks wait for this one's part of every block."""
@@ -370,75 +331,7 @@ class Trainer:
         with self._spans("backward"):
             self.state.scaler.scale(loss).backward()
 
-    def _agree(self, micros: list[_Micro], norm: Tensor) -> _Outcome:
-        """Sum what each rank saw over all ranks: one decision, and the window of the log."""
-        # The one wait for the device in a step.
-        losses = [float(m.loss) for m in micros]
-        seen = dict.fromkeys(self._keys, 0.0)
-        for micro, loss in zip(micros, losses, strict=True):
-            if not micro.batch.weight:  # stands a second time, to fill up the step
-                continue
-            if self._world.rank % micro.batch.degree:  # another rank's as well, and counted there
-                continue
-            add_micro_batch(seen, micro.batch, micro.report, loss, self._meters.work)
-        seen["bad losses"] = float(sum(not math.isfinite(loss) for loss in losses))
-        seen["bad gradients"] = float(not math.isfinite(float(norm)))
-        seen["stop"] = float(bool(self._stop))
-        # Of one rank: the same number on all, to the last bit.
-        seen["norm"] = float(norm) if self._world.is_main else 0.0
-        seen["failed saves"] = float(self._saver.failed)
-        with self._meters.waits.host():
-            summed = self._world.sum(torch.tensor(list(seen.values()), dtype=torch.float64))
-        total = dict(zip(seen, summed.tolist(), strict=True))
-        if total["failed saves"]:
-            self._vitals.be_patient()  # others may still be writing
-            self._saver.settle()  # raises, on every rank
-
-        grad_finite = not total["bad gradients"]
-        self._meters.add_step(total)
-        spike = self._judge(total)
-        if spike is None:
-            self.state.window.add(total, grad_norm=float(norm) if grad_finite else None)
-        return _Outcome(
-            clips=int(total["samples"]),
-            loss_finite=not total["bad losses"],
-            grad_finite=grad_finite,
-            stop=bool(total["stop"]),
-            spike=spike,
-        )
-
-    def _judge(self, total: dict[str, float]) -> Spike | None:
-        """Whether the guard leaves this update out, by what is summed over ranks."""
-        guard = self.state.guard
-        if guard is None or not total["samples"]:
-            return None
-        # An overflow of fp16 is no spike: it makes the loss scale smaller.
-        if total["bad gradients"] and not total["bad losses"] and self.state.scaler.is_enabled():
-            return None
-        losses = {
-            label: (total[f"loss/{label}"], int(total[f"count/{label}"]))
-            for label in self._data.labels
-            if total[f"count/{label}"]
-        }
-        spike = guard.judge(losses, total["norm"])
-        if spike is None:
-            guard.accept(losses, total["norm"])
-        return spike
-
-    def _works(self, micros: list[_Micro]) -> list[Work]:
-        """This rank's part of a step."""
-        return [
-            Work(
-                rank=self._world.rank,
-                bucket=bucket_label(micro.batch.bucket),
-                loss=float(micro.loss),
-                rows=[int(row) for row in micro.batch.rows],
-                paths=[self._data.path(int(row)) for row in micro.batch.rows],
-            )
-            for micro in micros
-        ]
-
-    def _update(self, norm: Tensor, outcome: _Outcome) -> bool:
+    def _update(self, norm: Tensor, outcome: Outcome) -> bool:
         state, limit = self.state, self.recipe.optim.grad_clip
         # A step of which no file could be read: momentum alone must not move the weights.
         if not outcome.clips or not outcome.grad_finite:
@@ -454,42 +347,17 @@ class Trainer:
         state.step += 1
         return True
 
-    def _refuse(self, micros: list[_Micro], own_norm: float) -> NoReturn:
-        """Stop every rank alike, naming the ranks and clips at fault."""
-        bad = [m for m in micros if not math.isfinite(float(m.loss))]
-        faulty = bad or (micros if not math.isfinite(own_norm) else [])
-        found = self._world.gather(self._offender(faulty, own_norm) if faulty else None)
-        offenders = [one for one in found if one is not None]
-        if not offenders:  # finite on every rank, and too large for float32 once summed
-            offenders = self._world.gather(self._offender(micros, own_norm))
-        step = self.state.step
-        report = self._run / f"nonfinite-step{step}.json"
-        if self._world.is_main:
-            nonfinite.write_report(report, step, offenders)
-        raise nonfinite.error(step, offenders, where=str(self._run), report=report)
-
-    def _offender(self, micros: list[_Micro], own_norm: float) -> nonfinite.Offender:
-        rows = [int(row) for m in micros for row in m.batch.rows]
-        return nonfinite.Offender(
-            rank=self._world.rank,
-            loss=float(micros[0].loss) if micros else math.nan,
-            gradient_norm=own_norm,
-            bucket=str(micros[0].batch.bucket) if micros else "",
-            rows=rows,
-            paths=[self._data.path(row) for row in rows],
-        )
-
     # What is written
 
-    def _report_unreadable(self, batch: Batch) -> None:
-        if self._world.rank % batch.degree:  # the first of those that share it says so
-            return
+    def _report_unreadable(self, batch: Batch) -> int:
+        """Name what a micro-batch lacks; returns how much of it counts."""
         for bad in batch.skipped:
             text = f"left out {bad.path}: {bad.message}"
             if self._log is not None:
                 self._log.event(text, row=bad.row)
             else:
                 say(f"rank {self._world.rank}: {text}")
+        return len(batch.skipped) if batch.weight else 0
 
     def _validate(self) -> dict[str, float]:
         """What the record of this step says of held-out clips, if it is their turn."""
@@ -504,9 +372,9 @@ class Trainer:
 
     def _write_record(self, found: dict[str, float]) -> dict[str, Any]:
         state, phases = self.state, self._spans.take()
-        lr = learning_rate(self.recipe.optim.schedule, self.recipe.optim.lr, state.step - 1)
         record = {"step": state.step, "epoch": state.epoch, **state.window.record()}
-        record |= {"weight_norm": weight_norm(state.trained.values()), "lr": lr}
+        record["weight_norm"] = weight_norm(state.trained.values())
+        record["lr"] = state.optimizer.param_groups[0]["lr"]
         record |= self._meters.take(phases, state.useful_s)
         if state.scaler.is_enabled():
             record["loss_scale"] = state.scaler.get_scale()

@@ -24,7 +24,7 @@ from kinema.training.tasks import LossReport
 from kinema.training.waits import Waits
 from kinema.training.window import LEVEL_NAMES, level_name
 
-ASIDE = ("warm up", "save", "preview", "validation")
+ASIDE = ("warm up", "save", "preview", "validation", "order")
 """Phases that are no part of a step."""
 GIB = 2**30
 
@@ -67,7 +67,6 @@ def add_micro_batch(
     seen["samples"] += clips
     seen["tokens"] += clips * work.tokens(batch.bucket)
     seen["tflop"] += clips * work.tflop(batch.bucket)
-    seen["unreadable"] += len(batch.skipped)
     for name, value in report.parts.items():
         seen[f"part/{name}"] += float(value)
     if report.samples is not None and report.levels is not None:

@@ -37,13 +37,14 @@ from kinema.training.encode import LatentMemory
 from kinema.training.encode_latents import check_weights, open_latents
 from kinema.training.feed import Feed
 from kinema.training.guard import Guard
-from kinema.training.loop import DTYPES, Trainer
+from kinema.training.loop import Trainer
 from kinema.training.meters import Meters
 from kinema.training.optimizer import build_optimizer
 from kinema.training.parts import (
     Frozen,
     blocks_of,
     build_model,
+    in_working_precision,
     load_frozen,
     start_from_weights,
     text_weights_of,
@@ -56,6 +57,7 @@ from kinema.training.restart import Launch, newest_run
 from kinema.training.resume import check_changes
 from kinema.training.run_folder import describe, first_start, identity
 from kinema.training.state import TrainState
+from kinema.training.step_bytes import DTYPES
 from kinema.training.stop import stop_on_signals
 from kinema.training.tasks import Reconstruction, Task, TextToVideo
 from kinema.training.validation import Validation
@@ -187,6 +189,8 @@ def train(
         task, frozen = _task(recipe, manifest, memory, spans, groups, world)
         if latents is not None and frozen is not None and frozen.vae is not None:
             check_weights(latents, frozen.vae)
+        if frozen is not None and frozen.vae is not None:
+            in_working_precision(frozen.vae, recipe.precision, world.device)
         if start.ckpt_path:
             allowed = {"allow_new": start.allow_new, "allow_unexpected": start.allow_unexpected}
             notes.append(start_from_weights(model, start.ckpt_path, **allowed))

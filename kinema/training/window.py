@@ -38,7 +38,7 @@ class Window:
         Args:
             seen: sums over ranks: `loss/BUCKET`, `count/BUCKET`, `part/NAME`, `level loss/BIN`,
                 `level count/BIN`, `unreadable`; other keys do not count.
-            grad_norm: None where fp16 overflowed.
+            grad_norm: None where no update follows: fp16 overflowed, or no clip could be read.
         """
         for key, value in seen.items():
             kind, _, name = key.partition("/")

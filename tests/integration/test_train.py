@@ -340,13 +340,18 @@ def test_fp16_that_overflows_for_ever_stops(
         train(smoke(manifest, tmp_path, "precision=fp16"))
 
 
-def test_a_clip_that_cannot_be_read_is_reported_and_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_size", [4, 1])
+def test_a_clip_that_cannot_be_read_is_reported_and_left_out(
+    tmp_path: Path, batch_size: int
+) -> None:
     manifest = write_clips(tmp_path, count=8)
     victim = sorted((tmp_path / "clips").rglob("*.mp4"))[3]
     victim.write_bytes(victim.read_bytes()[:100])
-    run = train(smoke(manifest, tmp_path / "out", "max_steps=2")).run
+    size = f"data.buckets.16x16.5=[1.0, {batch_size}]"
+    run = train(smoke(manifest, tmp_path / "out", size, "epochs=1", "max_steps=null")).run
     assert victim.name in (run / "events.jsonl").read_text()
-    assert sum(r.get("unreadable", 0) for r in read_log(run)) == 1
+    left = Checkpoint.open(run).state["window"]["unreadable"]
+    assert left + sum(r.get("unreadable", 0) for r in read_log(run)) == 1
 
 
 def test_an_epoch_without_a_readable_clip_is_an_error_and_moves_no_weight(tmp_path: Path) -> None:

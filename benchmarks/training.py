@@ -39,7 +39,7 @@ from kinema.training.cost import tokens_per_clip, useful_flops
 from kinema.training.draws import Draws
 from kinema.training.ema import EMA
 from kinema.training.optimizer import build_optimizer
-from kinema.training.parts import blocks_of, build_model
+from kinema.training.parts import blocks_of, build_model, in_working_precision
 from kinema.training.step_bytes import DTYPES
 from kinema.training.tasks import TextToVideo
 
@@ -49,13 +49,13 @@ SMALL_TOKENS = 4000
 
 
 class Text:
-    """Text features as a cache gives them: random ones of 120 tokens."""
+    """Text features as a cache gives them: random ones, as long as MFU counts them."""
 
     encoder = None
 
     def __init__(self, recipe: TrainRecipe) -> None:
         assert recipe.text is not None
-        self._length, self._dim = min(120, recipe.text.max_tokens), recipe.text.dim
+        self._length, self._dim = recipe.text.max_tokens, recipe.text.dim
 
     def features(
         self, texts: Sequence[str], rows: NDArray[np.int64], device: torch.device
@@ -70,6 +70,10 @@ class Step:
     def __init__(self, recipe: TrainRecipe, world: World, *, features: bool) -> None:
         self.recipe, self.world, self._features = recipe, world, features
         self._model = build_model(recipe).train()
+        with torch.no_grad():  # products with zeros draw less power, and so run at a higher clock
+            for parameter in self._model.parameters():
+                if not parameter.any():
+                    parameter.normal_(std=0.02)
         dtype = DTYPES[recipe.precision]
         self._engine = Engine(
             self._model, world, recipe.parallel, dtype=dtype, blocks=blocks_of(recipe)
@@ -81,6 +85,7 @@ class Step:
         vae = None
         if not features:
             vae = build_vae(recipe.vae).to(world.device).eval().requires_grad_(False)
+            in_working_precision(vae, recipe.precision, world.device)
         text: Any = Text(recipe)
         groups = SequenceGroups(world, 1)
         self._task = TextToVideo(recipe, vae, text, None, Spans(), groups)
@@ -96,6 +101,12 @@ class Step:
         self._gradients.scale((1.0 / (norm + 1e-6)).clamp(max=1.0))
         self._optimizer.step()
         self._ema.update(self._model)
+
+    def recover(self) -> bool:
+        """After running out of memory; whether this step can go on."""
+        ready = self._engine.recover()
+        self._gradients.zero()
+        return ready
 
     def batch(self, bucket: Bucket, clips: int) -> Batch:
         device, vae = self.world.device, self.recipe.vae
@@ -140,12 +151,14 @@ def main() -> None:
     parser.add_argument("--recompute", choices=["none", "selective", "full"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", help="buckets, as 480p-51f")
+    parser.add_argument("--set", nargs="+", default=[], help="settings, as recompute_every=2")
     args = parser.parse_args()
     with open_world(group=True) as world:
         on_gpu = world.device.type == "cuda"
         changes = ["parallel.shard=zero2", f"compile={str(args.compile).lower()}"]
         changes += [] if on_gpu and not args.small else SMALL
         changes += [f"recompute={args.recompute}"] if args.recompute else []
+        changes += args.set
         peak = bf16_tflops(torch.cuda.get_device_name()) if on_gpu else None
         ceiling = peak * 1e12 if peak else matmul_rate(world.device, torch.float32, args.repeats)
         share = "MFU" if peak else "of matrix products"
@@ -168,29 +181,39 @@ def main() -> None:
                 if not on_gpu and tokens(bucket) > SMALL_TOKENS:
                     continue
                 step = step or Step(recipe, world, features=args.features)
-                measure(step, bucket, label, ceiling, args.repeats)
+                clips = bucket.max_batch if on_gpu else 1
+                while not measure(step, bucket, clips, label, ceiling, args.repeats):
+                    if not step.recover():
+                        del step
+                        gc.collect()
+                        step = Step(recipe, world, features=args.features)
+                    if clips == 1:
+                        break
+                    clips //= 2
             del step
             gc.collect()
 
 
-def measure(step: Step, bucket: Bucket, label: str, ceiling: float, repeats: int) -> None:
+def measure(
+    step: Step, bucket: Bucket, clips: int, label: str, ceiling: float, repeats: int
+) -> bool:
+    """Print a line; whether there was memory enough. One of too little is for a single clip."""
     device, tokens = step.world.device, tokens_per_clip(step.recipe)
     assert tokens is not None
-    clips = bucket.max_batch if device.type == "cuda" else 1
-    while True:
-        try:
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-            batch = step.batch(bucket, clips)
-            seconds = _median_seconds(partial(step.run, batch), repeats, device)
-            break
-        except torch.OutOfMemoryError:
-            if clips == 1:
-                print(f"| {label} | 1 | out of memory | | | | |", flush=True)
-                return
-        gc.collect()
-        clips //= 2
+    seconds = None
+    try:
+        if device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        batch = step.batch(bucket, clips)
+        seconds = _median_seconds(partial(step.run, batch), repeats, device)
+    except torch.OutOfMemoryError:
+        pass
+    if seconds is None:
+        if clips == 1:
+            print(f"| {label} | 1 | out of memory | | | | |", flush=True)
+        return False
     rate = clips * useful_flops(step.recipe)(bucket) / seconds
     memory = (
         torch.cuda.max_memory_allocated()
@@ -202,6 +225,7 @@ def measure(step: Step, bucket: Bucket, label: str, ceiling: float, repeats: int
         f"| {rate / 1e12:.3g} | {rate / ceiling:.1%} | {memory / 1e9:.1f} |",
         flush=True,
     )
+    return True
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ class TextSource:
         """
         if self._cache is not None:
             y, mask = self._cache.features(rows)
-            return torch.from_numpy(y)[:, None].to(device, torch.float32), torch.from_numpy(mask)
+            # Sent as it was kept, and without waiting: float32 on the device.
+            there = torch.from_numpy(y)[:, None].to(device, non_blocking=device.type != "cpu")
+            return there.float(), torch.from_numpy(mask)
         assert self.encoder is not None
         found = self.encoder.encode(list(texts))
         return found.y.to(device), found.mask

@@ -29,7 +29,7 @@ from kinema.training.draws import Draws
 from kinema.training.estimate import order_of
 from kinema.training.fit import LengthFit, equal_batches, fit, with_batches
 from kinema.training.memory import MemoryPlan, predict
-from kinema.training.parts import blocks_of, build_model, load_frozen
+from kinema.training.parts import blocks_of, build_model, in_working_precision, load_frozen
 from kinema.training.step_bytes import DTYPES
 from kinema.training.tasks import Reconstruction, Task, TextToVideo
 from kinema.training.warm_up import Trial, made_up
@@ -166,6 +166,8 @@ class _Runner:
         self._world = world
         if isinstance(recipe.task, TextToVideoTask):
             frozen = load_frozen(recipe, clips, world.device)
+            if frozen.vae is not None:
+                in_working_precision(frozen.vae, recipe.precision, world.device)
             groups = SequenceGroups(world, 1)
             self._task: Task = TextToVideo(recipe, frozen.vae, frozen.text, None, Spans(), groups)
         else:

@@ -151,9 +151,13 @@ class TextToVideo:
             mean, std = batch.latents
             return mean + std * torch.randn(mean.shape, generator=posterior, device=mean.device)
         assert self._vae is not None
-        if self._memory is not None:
-            return self._memory.latents(self._vae, batch)
-        return encode_shared(self._vae, batch.video, posterior, self._groups)
+        # Autocast would compute the norms of half-precision weights in float32.
+        whole = next(self._vae.parameters()).dtype == torch.float32
+        kind = batch.video.device.type
+        with torch.autocast(kind, enabled=whole and torch.is_autocast_enabled(kind)):
+            if self._memory is not None:
+                return self._memory.latents(self._vae, batch)
+            return encode_shared(self._vae, batch.video, posterior, self._groups)
 
     def finalise(self, model: nn.Module, batches: Callable[[], Iterable[Tensor]]) -> None:
         """Nothing here is measured."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,9 +12,14 @@ from kinema.data.buckets import Bucket
 from kinema.data.loader import Batch, ClipKey
 from kinema.models.autoencoder import Autoencoder
 from kinema.models.build import build_vae
+from kinema.parallel.sequence import SequenceGroups
+from kinema.parallel.world import World
+from kinema.telemetry.spans import Spans
 from kinema.training.config import TrainRecipe
 from kinema.training.cost import bucket_cost
-from kinema.training.encode import LatentMemory
+from kinema.training.encode import LatentMemory, TextSource
+from kinema.training.parts import in_working_precision
+from kinema.training.tasks import TextToVideo
 
 BUCKET = Bucket(0, "16x16", 5, 1.0, 16, 16, 4)
 VIDEOS = torch.rand(3, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -85,3 +91,31 @@ def test_remembered_latents_cost_nothing() -> None:
     )
     saved = bucket_cost(plain)(BUCKET) - bucket_cost(remembered)(BUCKET)
     assert saved == plain.vae.encode_flops(5, 16, 16)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_a_frozen_autoencoder_runs_in_half_precision_where_it_can(
+    vae: Autoencoder, precision: str
+) -> None:
+    device = torch.device("cpu")
+    in_working_precision(vae, precision, device)
+    assert {p.dtype for p in vae.parameters()} == {torch.float32}  # a GPU is where it pays
+    in_working_precision(vae, precision, device, on="cpu")
+    half = precision == "bf16"
+    assert {p.dtype for p in vae.parameters()} == {torch.bfloat16 if half else torch.float32}
+    inside: list[bool] = []
+    module = next(m for m in vae.modules() if isinstance(m, torch.nn.GroupNorm))
+    module.register_forward_pre_hook(lambda *_: inside.append(torch.is_autocast_enabled("cpu")))
+    recipe = load_recipe("tiny/smoke", TrainRecipe)
+    task = TextToVideo(
+        recipe, vae, cast(TextSource, None), None, Spans(), SequenceGroups(World(0, 1, device))
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        latents = task._latents(batch(KEYS), generator)
+    assert set(inside) == {not half}
+    assert latents.dtype == torch.float32
+    want = build_vae(recipe.vae).eval()
+    want.load_state_dict(vae.state_dict())
+    exact = want.encode(VIDEOS, noise=generator.manual_seed(0))
+    assert (latents - exact).norm() < 0.05 * exact.norm()

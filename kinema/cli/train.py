@@ -142,7 +142,8 @@ def _command(task: str) -> Callable[..., None]:
         from kinema.training.nonfinite import NonFiniteError
         from kinema.training.preflight import RanksDifferError
         from kinema.training.restart import Launch
-        from kinema.training.run import Start, read_recipe, train
+        from kinema.training.run import train
+        from kinema.training.start import Start, read_recipe
 
         start = Start(
             ckpt_path=ckpt_path,

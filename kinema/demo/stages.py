@@ -31,7 +31,8 @@ from kinema.media.write import write_video
 from kinema.models.autoencoder import Autoencoder
 from kinema.training.config import TrainRecipe
 from kinema.training.cost import bucket_cost
-from kinema.training.run import Start, train
+from kinema.training.run import train
+from kinema.training.start import Start
 
 WORKERS = 2
 RECONSTRUCTED = 8

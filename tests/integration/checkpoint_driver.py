@@ -44,7 +44,8 @@ from kinema.data.loader import Batch
 from kinema.parallel.world import open_world
 from kinema.training import saving
 from kinema.training.feed import Feed
-from kinema.training.run import Start, train
+from kinema.training.run import train
+from kinema.training.start import Start
 from tests.integration.checkpoint_layouts import check_layouts
 from tests.integration.train_fixtures import smoke
 

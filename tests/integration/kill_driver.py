@@ -20,7 +20,8 @@ from pathlib import Path
 import torch.distributed.checkpoint  # noqa: F401 (imported before forking, for speed)
 
 from kinema.training import saving
-from kinema.training.run import Start, train
+from kinema.training.run import train
+from kinema.training.start import Start
 from tests.integration.train_fixtures import smoke
 
 

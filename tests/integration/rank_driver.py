@@ -27,7 +27,8 @@ from kinema.config.errors import KinemaError
 from kinema.data.loader import Batch, SkippedRow
 from kinema.training.draws import Draws
 from kinema.training.feed import Feed
-from kinema.training.run import Start, train
+from kinema.training.run import train
+from kinema.training.start import Start
 from kinema.training.tasks import LossReport, TextToVideo
 from tests.integration.train_fixtures import smoke
 

@@ -32,7 +32,8 @@ from kinema.parallel.world import open_world
 from kinema.training.draws import Draws
 from kinema.training.feed import Feed
 from kinema.training.restart import Launch
-from kinema.training.run import Start, train
+from kinema.training.run import train
+from kinema.training.start import Start
 from kinema.training.tasks import LossReport, TextToVideo
 from tests.integration.train_fixtures import smoke
 

@@ -20,7 +20,8 @@ from typing import Any
 import torch.distributed.checkpoint
 import torch.distributed.fsdp  # noqa: F401
 
-from kinema.training.run import Start, train
+from kinema.training.run import train
+from kinema.training.start import Start
 from kinema.training.waits import Waits
 from tests.integration.train_fixtures import smoke
 

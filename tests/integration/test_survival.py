@@ -16,7 +16,8 @@ import pytest
 
 from kinema.checkpoint.run import Checkpoint
 from kinema.config.errors import ConfigError
-from kinema.training.run import Start, train
+from kinema.training.run import train
+from kinema.training.start import Start
 from tests.integration.train_fixtures import smoke, write_clips
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -28,8 +28,9 @@ from kinema.training.config import TrainRecipe
 from kinema.training.draws import Draws
 from kinema.training.encode import LatentMemory
 from kinema.training.nonfinite import NonFiniteError
-from kinema.training.run import Result, Start, read_recipe
+from kinema.training.run import Result
 from kinema.training.run import train as train_anywhere
+from kinema.training.start import Start, read_recipe
 from kinema.training.tasks import LossReport, TextToVideo
 from tests.integration.train_fixtures import smoke, write_clips
 

@@ -16,8 +16,8 @@ from kinema.config.errors import KinemaError
 from kinema.media.probe import probe
 from kinema.telemetry.run_log import read_log
 from kinema.training.config import TrainRecipe
-from kinema.training.run import Start
 from kinema.training.run import train as train_anywhere
+from kinema.training.start import Start
 from tests.integration.train_fixtures import smoke, write_classes, write_clips, write_vae
 from tests.unit.models.text_folders import write_clip, write_t5
 

@@ -17,7 +17,8 @@ from kinema.config.settings import from_dict
 from kinema.models.build import build_transformer
 from kinema.models.config import DiTConfig, PixArtConfig
 from kinema.telemetry.run_log import read_log
-from kinema.training.run import Start, train
+from kinema.training.run import train
+from kinema.training.start import Start
 from tests.integration.train_fixtures import smoke, write_classes, write_clips
 
 SMALL = {"depth": 1, "hidden_size": 32, "num_heads": 2}

@@ -25,7 +25,8 @@ from kinema.models.build import build_text_encoder
 from kinema.telemetry.run_json import read_run_json, update_run_json
 from kinema.telemetry.run_log import read_log
 from kinema.training.encode import write_text_cache
-from kinema.training.run import Start, train
+from kinema.training.run import train
+from kinema.training.start import Start
 from kinema.training.waits import SHARDED_WAITS
 from tests.integration.train_fixtures import smoke, write_classes, write_clips
 from tests.unit.telemetry.wandb_file import read

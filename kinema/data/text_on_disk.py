@@ -169,7 +169,7 @@ def _write(
     digests = {name: TextDigest() for name in names if name in LOOKED_AT}
     blank: list[NDArray[np.bool_]] = []
     schema = pa.schema([(name, pa.large_string()) for name in names])
-    temporary = folder / f"text.arrow.{os.getpid()}"
+    temporary, masks = folder / f"text.arrow.{os.getpid()}", folder / f"blank.{os.getpid()}.npy"
     try:
         with (
             pa_parquet.ParquetFile(path) as file,
@@ -193,9 +193,12 @@ def _write(
                 first += batch.num_rows
                 bar.advance(batch.num_rows)
         os.replace(temporary, folder / "text.arrow")
-        np.save(folder / "blank.npy", np.concatenate(blank or [np.zeros(0, np.bool_)]))
+        # As above: who has the old file mapped keeps it.
+        np.save(masks, np.concatenate(blank or [np.zeros(0, np.bool_)]))
+        os.replace(masks, folder / "blank.npy")
     finally:
         temporary.unlink(missing_ok=True)
+        masks.unlink(missing_ok=True)
     found = {name: digest.hexdigest() for name, digest in digests.items()}
     facts = folder / "facts.json"
     part = facts.with_suffix(".part")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from kinema.cli.cluster_hosts import AtOnce, Exclude, Hostfile, Include, SshConfig, reach
+from kinema.cli.cluster_hosts import AtOnce, Exclude, Hostfile, Include, SshConfig, reach, seconds
 from kinema.cli.grouped_help import GroupedCommand
 
 sync_app = typer.Typer(
@@ -153,6 +153,7 @@ def run(
     keep: Annotated[
         int | None, typer.Option(min=1, help="Only so many of the newest; default: all.")
     ] = None,
+    hostfile: Hostfile = None,
     ssh_config: SshConfig = None,
 ) -> None:
     """Follow a run's checkpoints without the optimizer's state, the newest first.
@@ -161,7 +162,7 @@ def run(
     only when it is whole. A broken connection is taken up where it broke.
     """
     from kinema.cluster.follow import look_once
-    from kinema.cluster.hostfile import parse_host
+    from kinema.cluster.hostfile import DEFAULT, parse_host, read_hostfile
     from kinema.cluster.ssh import Ssh
     from kinema.config.errors import KinemaError
 
@@ -172,8 +173,11 @@ def run(
         raise KinemaError(str(error), hint="HOST:PATH") from None
     if not colon or not path.strip("/"):
         raise KinemaError(f"{place!r} names no run", hint="HOST:PATH")
+    if hostfile or DEFAULT.is_file():  # it may say which user and port
+        listed = {one.name: one for one in read_hostfile(hostfile or DEFAULT)}
+        host = listed.get(name, host)
     path = path.rstrip("/")
-    pause = _seconds(every) if every else None
+    pause = seconds(every, "--every")
     ssh = Ssh.from_environment(ssh_config)
     while True:
         result = look_once(ssh, host, path, into or Path(Path(path).name), keep=keep, say=print)
@@ -188,17 +192,3 @@ def run(
         if result.problem:
             print(f"{place}: {result.problem} (trying again in {every})", file=sys.stderr)
         time.sleep(pause)
-
-
-def _seconds(text: str) -> float:
-    from kinema.config.errors import KinemaError
-
-    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
-    number = text[:-1] if unit else text
-    try:
-        seconds = float(number) * (unit or 1)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e6:
-        raise KinemaError(f"{text!r} is no time to wait", hint="--every 60s")
-    return seconds

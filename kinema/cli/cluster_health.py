@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kinema.cli.cluster_hosts import AtOnce, Exclude, Hostfile, Include, SshConfig, reach
+from kinema.cli.cluster_hosts import AtOnce, Exclude, Hostfile, Include, SshConfig, reach, seconds
 from kinema.cli.grouped_help import GroupedCommand
 
 if TYPE_CHECKING:
@@ -201,7 +200,7 @@ def health(
     for name, given in tests.items():
         if quick and given is not None:
             raise KinemaError(f"{name} is for the bandwidth test, which --quick leaves out")
-    pause_s, most_s = _seconds(every, "--every"), _seconds(for_, "--for")
+    pause_s, most_s = seconds(every, "--every"), seconds(for_, "--for")
     limits = Limits().with_given(limit or [])
     ssh, hosts = reach(hostfile, include, exclude, ssh_config, at_once)
     folder, interpreter = str(cwd or Path.cwd()), python or sys.executable
@@ -234,15 +233,3 @@ def _print(found: Health, as_json: bool, verbose: bool) -> None:
     from kinema.cluster.health_report import report
 
     print(json.dumps(found.as_dict(), indent=2) if as_json else report(found, verbose=verbose))
-
-
-def _seconds(text: str | None, where: str) -> float | None:
-    """`60s`, `10m`, `12h`, `5d`, or plain seconds."""
-    from kinema.config.errors import KinemaError
-
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
-    if match is None or float(match.group(1)) <= 0:
-        raise KinemaError(f"{text!r} is no time", where=where, hint=f"{where} 60s, 10m, 12h")
-    return float(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]

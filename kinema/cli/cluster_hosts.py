@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,6 +52,25 @@ def reach(
 
     hosts = find_hosts(hostfile, include=_names(include), exclude=_names(exclude))
     return Ssh.from_environment(ssh_config, at_once), hosts
+
+
+def seconds(text: str | None, where: str) -> float | None:
+    """`60s`, `10m`, `12h`, `5d`, or plain seconds.
+
+    Args:
+        where: the option.
+
+    Raises:
+        KinemaError: something else, or no time at all.
+    """
+    from kinema.config.errors import KinemaError
+
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,7}(?:\.\d+)?)([smhd]?)", text.strip())
+    if match is None or float(match.group(1)) <= 0:
+        raise KinemaError(f"{text!r} is no time", where=where, hint=f"{where} 60s, 10m, 12h")
+    return float(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
 
 
 def _names(text: str | None) -> list[str]:

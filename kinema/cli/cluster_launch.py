@@ -125,7 +125,7 @@ def launch(
         plan.new_name(),
         str(cwd or Path.cwd()),
         python or sys.executable,
-        environment.checked(training.environment, "the recipe's environment")
+        environment.of_recipe(training.environment)
         | environment.network(ib_hca, interface)
         | environment.asked_for(env or []),
         max_restarts,

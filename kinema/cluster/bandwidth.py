@@ -173,7 +173,7 @@ def over_ssh(ssh: Ssh, test: Test) -> Measure:
             meeting, joined = preflight.meet(ssh, nodes, python=test.python, address=None, port=0)
         except KinemaError as error:
             return Found(names, None, " ".join(str(error).split()))
-        return _Run(ssh, test, joined, meeting, rounds).run()
+        return _Run(ssh.alone(), test, joined, meeting, rounds).run()
 
     return measure
 

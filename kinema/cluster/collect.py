@@ -59,12 +59,6 @@ class Collector:
             kept = [t for t in self._tails.get(self.path(host, rank), ()) if t.strip()]
         return kept[-lines:]
 
-    def ranks(self, host: str) -> list[int]:
-        """Ranks of a host that have said something."""
-        with self._lock:
-            names = [p.stem for p in self._tails if p.parent.name == host]
-        return sorted(int(n.removeprefix("rank")) for n in names if n.startswith("rank"))
-
     def close(self) -> None:
         with self._lock:
             for file in self._files.values():

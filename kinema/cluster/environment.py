@@ -74,13 +74,38 @@ def asked_for(words: Sequence[str]) -> dict[str, str]:
     return checked(given, "--env")
 
 
+# A recipe is data: what makes programs load code from elsewhere is the person's to say.
+_LOADS_CODE = re.compile(
+    r"D?Y?LD_.*|PATH|BASH_ENV|ENV|PYTHON(?!UNBUFFERED$|HASHSEED$|FAULTHANDLER$).*|.*_PLUGIN\w*"
+)
+
+
+def of_recipe(variables: Mapping[str, str]) -> dict[str, str]:
+    """A recipe's variables.
+
+    Raises:
+        KinemaError: a name that is none, or one that would load code.
+    """
+    where = "the recipe's environment"
+    for key in variables:
+        if _LOADS_CODE.fullmatch(key):
+            raise KinemaError(
+                f"{key} decides what programs load, which no recipe may",
+                where=where,
+                hint=f"leave it out; --env {key}=... if you want it",
+            )
+    return checked(variables, where)
+
+
 def checked(variables: Mapping[str, str], where: str) -> dict[str, str]:
     """The same variables.
 
     Raises:
-        KinemaError: a name that no shell would take.
+        KinemaError: a name that no shell would take, or a value that no process can have.
     """
-    for key in variables:
+    for key, value in variables.items():
+        if "\0" in value:
+            raise KinemaError(f"{key} has a zero byte in it", where=where)
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
             raise KinemaError(f"{key!r} is no name of an environment variable", where=where)
     return dict(variables)

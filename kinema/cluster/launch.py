@@ -68,13 +68,7 @@ class Launch:
         *,
         say: Callable[[str], None],
     ) -> None:
-        # A connection that is shared with other commands would end with them.
-        self._ssh = Ssh(
-            ssh.config,
-            ssh.connect_s,
-            ssh.at_once,
-            (*ssh.options, "ControlMaster=no", "ControlPath=none"),
-        )
+        self._ssh = ssh.alone()
         self._job, self._nodes, self._meeting, self._logs = job, nodes, meeting, logs
         self._say = say
         self._lines: list[_Line] = []
@@ -148,16 +142,23 @@ class Launch:
             process.stdin.write(text)
             process.stdin.flush()
         line.sent.set()
-        mark = MARK.encode()
-        for said in process.stdout:
-            if said.startswith(mark):
-                line.report = json.loads(said[len(mark) :]) or None
-                self._connecting.release()
-            elif said.strip():
-                self._logs.line(line.node.host.name, said)
+        try:
+            for said in process.stdout:
+                self._take(line, said)
+        except (ValueError, TypeError):  # no agent says that: what it was is not known
+            process.kill()
         process.wait()
         errors.join(2.0)
         self._ended.put(line)
+
+    def _take(self, line: _Line, said: bytes) -> None:
+        mark = MARK.encode()
+        if said.startswith(mark):
+            report = json.loads(said[len(mark) :])
+            line.report = _checked(report) if report else None
+            self._connecting.release()
+        elif said.strip():
+            self._logs.line(line.node.host.name, said)
 
     def _fine(self, line: _Line) -> bool:
         return line.report is not None and line.report["code"] == 0
@@ -258,6 +259,17 @@ class Launch:
             f"torchrun on {name} ended with code {line.report['code']}:{tail}",
             hint=f"the rest is in {self._logs.path(name, None)}",
         )
+
+
+def _checked(report: Any) -> dict[str, Any]:
+    """An agent's last words.
+
+    Raises:
+        TypeError: they are not what an agent says.
+    """
+    if not isinstance(report, dict) or not isinstance(report.get("remaining"), list):
+        raise TypeError(report)
+    return {"code": report.get("code"), "remaining": report["remaining"]}
 
 
 def to_stderr(text: str) -> None:

@@ -12,6 +12,9 @@ from kinema.cluster.verdict import Check
 
 PORT_CURE = "cable and transceiver at both ends; ibdiagnet; compare with a good port"
 
+UNKNOWN_SPEED = 2**32 - 1
+"""Some drivers' -1."""
+
 
 def check(look: Mapping[str, Any]) -> Iterator[Check]:
     """Checks of one node alone; what only a comparison shows is in `same.py`."""
@@ -58,7 +61,7 @@ def speed_mbit_s(card: Mapping[str, Any]) -> float | None:
         speed = float(card["speed"])
     except (TypeError, ValueError):
         return None
-    return speed if speed > 0 else None
+    return speed if 0 < speed < UNKNOWN_SPEED else None
 
 
 def counters(port: Mapping[str, Any]) -> dict[str, int]:

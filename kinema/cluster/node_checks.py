@@ -76,6 +76,8 @@ def _disk(folder: str, disk: Mapping[str, Any], limits: Limits) -> Iterator[Chec
     if disk["error"]:
         value = f"{disk['at']}: {disk['error']}"
         cure = "give this user the right to write there, or mount it anew"
+        if re.search(r"no space|quota", disk["error"], re.IGNORECASE):
+            cure = "delete old checkpoints, or write elsewhere"
         yield Check(name, "error", value, cure=cure)
         return
     free = disk["free"] / GIB

@@ -8,7 +8,6 @@ import os
 import select
 import subprocess
 import time
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -42,9 +41,7 @@ class Session:
         self.host = host
         self._python = python
         command, text = call("lines", {"module": module}, python=python)
-        # A connection that other commands share would end with this one.
-        alone = (*ssh.options, "ControlMaster=no", "ControlPath=none")
-        self._process = replace(ssh, options=alone).start(host, command)
+        self._process = ssh.alone().start(host, command)
         self._out = text
         self._buffer = b""
 

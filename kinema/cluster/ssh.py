@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,6 +78,10 @@ class Ssh:
         if named is not None and not named.is_file():
             raise KinemaError("no such ssh configuration", where=str(named))
         return cls(named.absolute() if named else None, at_once=at_once)
+
+    def alone(self) -> Ssh:
+        """The same with connections of its own: a shared one would end with other commands."""
+        return replace(self, options=(*self.options, "ControlMaster=no", "ControlPath=none"))
 
     def command(self, host: Host, remote: Sequence[str]) -> list[str]:
         """The local command that runs `remote` on a host, word for word as it is given."""

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import select
 import signal
 import struct
 import subprocess
@@ -347,12 +348,17 @@ def test_the_live_view_is_drawn_and_ends_with_ctrl_c(cluster: Cluster) -> None:
     )
     os.close(theirs)
     screen = b""
+
+    def more() -> bytes:
+        assert select.select([ours], [], [], 120)[0], screen
+        return os.read(ours, 1 << 16)
+
     try:
         while screen.count(b"652 W a GPU") < 2:  # drawn, and drawn again
-            screen += os.read(ours, 1 << 16)
+            screen += more()
         view.send_signal(signal.SIGINT)
         while True:
-            screen += os.read(ours, 1 << 16)
+            screen += more()
     except OSError:  # the terminal's other end is closed: it has ended
         pass
     finally:

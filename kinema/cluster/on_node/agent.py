@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from typing import Any
 
 from kinema.cluster.on_node.processes import Process, end, find
@@ -25,6 +26,8 @@ MARK = "\x1ekinema-agent "
 """Begins the agent's own lines."""
 LEFTOVERS_S = 10.0
 """For what torchrun leaves behind when it ends by itself."""
+WRAPPER_S = 20.0
+"""For a script to become the Python that it wraps."""
 LOG_FOLDER = "{logs}"
 """Stands in the command for the folder that ranks log to."""
 _PR_SET_PDEATHSIG = 1
@@ -47,7 +50,7 @@ def main(
         folder: where it runs.
     """
     _say({})
-    logs = tempfile.mkdtemp(prefix=f"kinema-{launch}-")
+    logs = tempfile.mkdtemp(prefix=f"kinema-{launch}-") if LOG_FOLDER in command else ""
     words = [logs if word == LOG_FOLDER else word for word in command]
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # it is told through stdin
@@ -72,11 +75,15 @@ def main(
         return find(host, others, launch)
 
     stop.wait()
+    # A script in Python's place is not known as ours before it has become Python.
+    patience = time.monotonic() + WRAPPER_S
+    while torchrun.poll() is None and not look() and time.monotonic() < patience:
+        time.sleep(0.05)
     result = end(look, LEFTOVERS_S if by_itself.is_set() else grace_s, kill.is_set)
     ended.wait(2.0)
     relay.join(2.0)
     code = torchrun.poll()
-    if _say({"code": code, "remaining": result["remaining"]}):
+    if _say({"code": code, "remaining": result["remaining"]}) and logs:
         # All of it has been passed on; a broken connection leaves it here.
         shutil.rmtree(logs, ignore_errors=True)
     os._exit(0 if code == 0 else 1)

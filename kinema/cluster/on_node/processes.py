@@ -74,7 +74,7 @@ def end(
     told: dict[tuple[int, str], Process] = {}
     seen: dict[tuple[int, str], Process] = {}
     while True:
-        left = look()
+        left = look() or _again(look)
         seen.update({(p["pid"], p["start"]): p for p in left})
         if not left or hurry() or time.monotonic() >= deadline:
             break
@@ -97,6 +97,13 @@ def end(
         time.sleep(0.1)
         left = look()
     return {"ended": len(seen) - len(left), "killed": list(killed.values()), "remaining": left}
+
+
+def _again(look: Callable[[], list[Process]]) -> list[Process]:
+    """Nothing is believed at the second look only: a process that just starts a program has no
+    name and no environment for a moment."""
+    time.sleep(0.1)
+    return look()
 
 
 def send(process: Process, number: int) -> None:

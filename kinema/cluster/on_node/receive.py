@@ -28,7 +28,7 @@ def main(path: str, keep: list[str], folder: bool) -> dict[str, Any]:
     Returns:
         `error`, or nothing when all is in place.
     """
-    path = os.path.expanduser(path).rstrip("/")
+    path = os.path.realpath(os.path.expanduser(path))  # a link stays, what it leads to is new
     hidden = staging(path)
     os.makedirs(hidden, exist_ok=True)
     source = sys.stdin.buffer

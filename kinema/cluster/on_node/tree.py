@@ -23,7 +23,7 @@ def main(path: str, hash_sizes: dict[str, int] | None = None) -> dict[str, Any]:
         `files`: name below `path` ("" for a file itself) -> [size, SHA-256 or None];
         `arriving`: name -> bytes that have arrived; `folder`: whether `path` is one.
     """
-    path = os.path.expanduser(path)
+    path = os.path.realpath(os.path.expanduser(path))
     sizes = sizes_below(path)
     wanted = [n for n in sizes if hash_sizes is None or hash_sizes.get(n) == sizes[n]]
     with ThreadPoolExecutor(8) as pool:
@@ -48,17 +48,29 @@ def joined(path: str, name: str) -> str:
 
 
 def sizes_below(path: str) -> dict[str, int]:
-    """Regular files below a folder, by name; a file by itself has the name ""."""
+    """Regular files below a folder, by name; a file by itself has the name "".
+
+    Links are followed, because what is linked is part of the folder for whoever reads it.
+    """
     if os.path.isfile(path):
         return {"": os.path.getsize(path)}
     sizes = {}
-    for folder, folders, names in os.walk(path):
+    for folder, folders, names in os.walk(path, followlinks=True):
         folders[:] = [n for n in folders if n != "__pycache__" and not n.startswith(STAGING)]
+        here = os.path.realpath(folder)
+        # A link to where it is itself would have no end.
+        folders[:] = [n for n in folders if not _holds(os.path.join(folder, n), here)]
         for name in names:
             full = os.path.join(folder, name)
             if os.path.isfile(full):
                 sizes[os.path.relpath(full, path)] = os.path.getsize(full)
     return sizes
+
+
+def _holds(link: str, folder: str) -> bool:
+    """Whether a link leads to a folder or to what that is in."""
+    target = os.path.realpath(link)
+    return os.path.islink(link) and (folder + os.sep).startswith(target.rstrip(os.sep) + os.sep)
 
 
 def sha256(path: str) -> str:

@@ -84,6 +84,17 @@ def test_variables_that_are_none_are_refused() -> None:
         environment.checked({"A B": "c"}, "the recipe")
 
 
+def test_a_recipe_loads_no_code() -> None:
+    fine = {"NCCL_DEBUG": "INFO", "PYTHONUNBUFFERED": "1", "PYTORCH_ALLOC_CONF": "x"}
+    assert environment.of_recipe(fine) == fine
+    for name in ("LD_PRELOAD", "PATH", "PYTHONPATH", "BASH_ENV", "NCCL_NET_PLUGIN"):
+        with pytest.raises(KinemaError, match=f"{name} decides what programs load"):
+            environment.of_recipe({name: "x"})
+        assert environment.asked_for([f"{name}=x"]) == {name: "x"}
+    with pytest.raises(KinemaError, match="zero byte"):
+        environment.of_recipe({"A": "b\0c"})
+
+
 def test_processes_as_asked_else_slots_else_gpus() -> None:
     hosts = [Host("a", 2), Host("b")]
     found = [{"gpus": 8, "cores": 4}] * 2

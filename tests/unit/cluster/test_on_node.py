@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,8 +17,8 @@ import pytest
 from kinema.cluster import running
 from kinema.cluster.collect import Collector
 from kinema.cluster.hostfile import Host
-from kinema.cluster.on_node import install, stacks
-from kinema.cluster.on_node.processes import HOST_MARK, MARK, end, find
+from kinema.cluster.on_node import install, stacks, tree
+from kinema.cluster.on_node.processes import HOST_MARK, MARK, end, find, send
 from kinema.cluster.on_node.receive import inside
 from kinema.cluster.remote import FOLDER, NODE_PYTHON, Answer, call
 from kinema.cluster.ssh import Ssh, explain
@@ -44,6 +45,48 @@ def test_arguments_travel_in_the_payload_not_on_the_command_line() -> None:
     assert "reboot" not in " ".join(command)
     done = subprocess.run(command, input=text, capture_output=True, check=True)
     assert done.stdout == b'{"files": {}, "arriving": {}, "folder": false}'
+
+
+def test_the_agent_waits_for_a_script_that_becomes_python(tmp_path: Path) -> None:
+    """Told to stop before its torchrun is known as ours, it leaves nothing behind all the same."""
+    name = f"launch-{tmp_path.parent.name}-wrapper"
+    late = f"trap '' TERM; sleep 0.7; exec {sys.executable} -c 'import time; time.sleep(600)'"
+    command, text = call(
+        "agent",
+        {
+            "host": "n1",
+            "others": ["n1"],
+            "launch": name,
+            "command": ["sh", "-c", late],
+            "environment": {MARK: name, HOST_MARK: "n1"},
+            "folder": str(tmp_path),
+            "grace_s": 0,
+        },
+        python=sys.executable,
+    )
+    variables = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, input=text, capture_output=True, env=variables, timeout=120)
+    left = find("n1", ["n1"], name)
+    for process in left:
+        os.kill(process["pid"], signal.SIGKILL)
+    assert left == []
+    assert b'"code": -9, "remaining": []' in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_process_with_the_same_number_is_left_alone() -> None:
+    mark = f"launch-{os.getpid()}-send"
+    process = start("import time; print(flush=True); time.sleep(60)", mark)
+    try:
+        (found,) = find("n1", ["n1"], mark)
+        send({**found, "start": "1"}, signal.SIGKILL)
+        assert process.poll() is None
+        send(found, signal.SIGTERM)
+        assert process.wait(60) == -signal.SIGTERM
+        send(found, signal.SIGKILL)  # gone: nothing happens
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_words_reach_the_remote_shell_as_they_are() -> None:
@@ -75,6 +118,34 @@ def test_what_ssh_says_becomes_a_cure(stderr: str, what: str) -> None:
 def test_no_file_arrives_elsewhere(name: str) -> None:
     with pytest.raises(ValueError, match="leads out of its folder"):
         inside("/data/hidden", name)
+
+
+def test_links_in_a_folder_are_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "blobs/deep").mkdir(parents=True)
+    (tmp_path / "blobs/deep/one.pt").write_bytes(b"1")
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "snapshot").symlink_to(tmp_path / "blobs")
+    (folder / "two.pt").symlink_to(tmp_path / "blobs/deep/one.pt")
+    (folder / "endless").symlink_to(tmp_path)
+    (tmp_path / "door").symlink_to(folder)
+    for path in (folder, tmp_path / "door"):
+        assert tree.main(str(path))["files"].keys() == {"snapshot/deep/one.pt", "two.pt"}
+
+
+def test_what_pip_objects_to_is_the_answer(tmp_path: Path) -> None:
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        '#!/bin/sh\n[ "$1" = -c ] && { echo 3.11.7; exit; }\n'
+        'echo "ERROR: No matching distribution found for torch==1.2.3"; exit 1\n'
+    )
+    python.chmod(0o755)
+    given: dict[str, Any] = {"base": str(python), "torch": "torch==1.2.3", "kinema": None}
+    given |= {"extras": "", "index_url": None, "wheelhouse": None, "dry_run": False}
+    said = install.main(str(tmp_path), str(tmp_path / "venv"), **given)
+    assert "No matching distribution found for torch==1.2.3" in said["error"]
+    assert not (tmp_path / "venv" / install.DONE).exists()
 
 
 def start(code: str, mark: str, host: str = "n1", rank: str = "") -> subprocess.Popen[bytes]:

@@ -62,7 +62,9 @@ class LatentCacheWriter:
         self._dtype = np.dtype(dtype)
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            others = [p.name for p in self.path.iterdir()]
+            # Another process of the same work may be about to write the key.
+            begun = f".{Path(KEY).stem}."
+            others = [p.name for p in self.path.iterdir() if not p.name.startswith(begun)]
         key = self.path / KEY
         if key.is_file():
             if json.loads(key.read_text(encoding="utf-8")) != self.made_from:

@@ -22,6 +22,7 @@ from kinema.cli.main import app
 from kinema.config.errors import ConfigError, KinemaError
 from kinema.config.recipe import load_recipe
 from kinema.data.latent_cache import LatentCache
+from kinema.data.latent_cache_writer import LatentCacheWriter
 from kinema.data.manifest import Manifest
 from kinema.models.build import build_vae
 from kinema.parallel.world import World
@@ -107,6 +108,11 @@ def test_windows_of_a_chunked_autoencoder(tmp_path: Path, manifest: Path) -> Non
     from kinema.data.buckets import BucketTable
     from kinema.media.clip import load_clip
 
+    lengths = np.array([0, 2, 4, 6], np.int32)
+    assert opened.fits(lengths, 4).tolist() == [False, False, True, True]
+    assert opened.fits(lengths, 3).tolist() == [False] * 4  # not whole chunks
+    with pytest.raises(KinemaError, match="transform is"):
+        LatentCache.open(cache, clips, vae=vae_key(recipe.vae), frame_interval=1, transform="x")
     table = BucketTable.from_config(recipe.data)
     for bucket in table.buckets:
         starts = {opened.start(3, bucket, unit) for unit in (0.0, 0.4, 0.6, 0.999)}
@@ -141,6 +147,20 @@ def test_lengths_that_cannot_be_cut_are_refused(tmp_path: Path, manifest: Path) 
         wanted_clips(recipe, Manifest.read(manifest))
     with pytest.raises(ConfigError, match="no buckets of 720p"):
         wanted_clips(recipe, Manifest.read(manifest), resolutions=["720p"])
+
+
+def test_clips_are_encoded_where_the_buckets_may_take_them(tmp_path: Path) -> None:
+    buckets = {"16x16": {2: [1.0, 4], 4: [1.0, 4]}, "8x8": {4: [1.0, 4]}}
+    recipe = load_recipe(_recipe_file(tmp_path, buckets), TrainRecipe)
+    side, names = [16, 16, 8, 16, 16], [f"{i}.mp4" for i in range(5)]
+    clips = Manifest.from_columns(
+        {"path": names, "text": names, "num_frames": [9, 4, 9, 2, 9], "fps": [24.0] * 5,
+         "height": side, "width": side},
+        tmp_path,
+    ).with_dropped({4: "blurred"})  # fmt: skip
+    found = {(c.row, c.height, c.frames) for c in wanted_clips(recipe, clips)}
+    # The last frame of a clip is never taken; the third is too small, the fourth too short.
+    assert found == {(0, 16, 4), (1, 16, 2), (2, 8, 4)}
 
 
 def test_several_sizes_are_drawn_by_the_recipe(tmp_path: Path, manifest: Path) -> None:
@@ -219,6 +239,18 @@ def test_goes_on_after_an_interruption_and_leaves_out_what_cannot_be_read(
     with pytest.raises(KinemaError, match="made of other videos"):
         train(smoke(other, tmp_path, f"latent_cache='{cache}'", ONLINE))
     assert encode(*words, "vae.micro_frame_size=4").exit_code == 1
+
+
+def test_another_process_that_begins_the_same_cache_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".made_from.7.tmp.json").write_text("{")
+    for settings in ({"videos": "a"}, {"videos": "a"}):
+        LatentCacheWriter(tmp_path, settings)
+    with pytest.raises(KinemaError, match="of other videos"):
+        LatentCacheWriter(tmp_path, {"videos": "b"})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    with pytest.raises(KinemaError, match=r"not empty and no latent cache.*notes\.txt"):
+        LatentCacheWriter(tmp_path / "other", {"videos": "a"})
 
 
 def test_ranks_share_the_work(tmp_path: Path, manifest: Path) -> None:

@@ -320,7 +320,9 @@ def ema(case: Case) -> None:
             trainable = not name.startswith("frozen")
             model.register_parameter(name, nn.Parameter(value.clone(), requires_grad=trainable))
     average = EMA(model, case.config["decay"])
-    average.load_state_dict(start, where=case.name)
+    with torch.no_grad():
+        for name, value in average.state_dict().items():
+            value.copy_(start[name])
     average.update(model)
     for name, value in average.state_dict().items():
         case.check(f"out.ema.{name}", value)

@@ -118,6 +118,8 @@ def test_ranks_that_share_a_clip(
                 first = laid.micro_batch(step, rank // batch.degree * batch.degree, micro)
                 assert first.rows.tolist() == batch.rows.tolist()
                 assert first.weight == batch.weight
+                cost = len(batch.rows) * order.flops(batch.bucket) / batch.degree
+                assert batch.cost == pytest.approx(cost)
                 # Each rank's gradient is of its tokens: a part of 1 / degree, here.
                 part = batch.weight / batch.degree / (world_size * accumulation)
                 share[tuple(batch.rows.tolist())] += part

@@ -153,3 +153,23 @@ def window_distance(laid: Epoch) -> np.ndarray[tuple[int, ...], np.dtype[np.floa
     window = min(WINDOW, laid.num_steps)
     mix = (counts[window:] - counts[:-window]) / (window * laid.world_size)
     return 0.5 * np.abs(mix - counts[-1] / counts[-1].sum()).sum(axis=1)
+
+
+def test_micro_batches_of_equal_cost_are_joined_beside_shared_ones() -> None:
+    cost = np.array([10, 1] * 4 + [20])
+    rows, most = np.array([1] * 8 + [4]), np.ones(9, np.int64)
+    laid = lay_out(
+        rows, most, cost, world_size=2, accumulation=1, key=draws.key(0, "x"),
+        degree=np.array([1] * 8 + [2]),
+    )  # fmt: skip
+    each = laid.size * cost[laid.bucket] / laid.degree
+    assert balance(each[laid.slots]) == 1.0
+
+
+def test_what_a_rank_waits_for_longest_is_cut_to_fill_a_step() -> None:
+    """Not the clips that cost most in all, which four ranks share."""
+    laid = lay_out(
+        np.array([2, 8]), np.array([2, 4]), np.array([10, 5]), world_size=12, accumulation=1,
+        key=draws.key(0, "x"), degree=np.array([4, 1]),
+    )  # fmt: skip
+    assert np.bincount(laid.bucket).tolist() == [1, 8]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,18 @@ import pytest
 from kinema.telemetry.config import WandbConfig
 from kinema.telemetry.run_json import read_run_json
 from kinema.telemetry.run_log import RunLog
-from tests.unit.telemetry.wandb_file import read
+from tests.unit.telemetry.wandb_file import Contents, read
+
+
+def read_whole(file: Path) -> Contents:
+    """Of a run that has ended; on a busy machine wandb's own process writes on for a moment."""
+    for _ in range(200):
+        with suppress(AssertionError):  # a record that is half there
+            found = read(file)
+            if found[0] and found[2]:
+                return found
+        time.sleep(0.1)
+    return read(file)
 
 
 def test_an_offline_run_is_on_disk_and_a_resume_goes_on_with_it(
@@ -30,7 +42,7 @@ def test_an_offline_run_is_on_disk_and_a_resume_goes_on_with_it(
         log.step({"step": 20, "loss": 1.25})
     files = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2
-    found = [read(file) for file in files]
+    found = [read_whole(file) for file in files]
     assert {run_id for run_id, _, _ in found} == {known["id"]}
     assert found[0][1] == {**about, "_wandb": found[0][1].get("_wandb")}
     rows = {row["step"]: row for _, _, logged in found for row in logged}

@@ -16,6 +16,8 @@ from typing import Any
 
 BLOCK = 32768
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+Contents = tuple[str, dict[str, Any], list[dict[str, Any]]]
+"""Id of the run, its configuration, and what was logged, in order."""
 _HEAD = struct.Struct("<IHB")
 
 
@@ -38,8 +40,8 @@ def messages(path: Path) -> Iterator[bytes]:
             yield whole
 
 
-def read(path: Path) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
-    """Id of the run, its configuration, and what was logged, in order."""
+def read(path: Path) -> Contents:
+    """What a file says."""
     internal: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     run_id, config = "", dict[str, Any]()
     logged = []

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kinema.config.errors import KinemaError
 from kinema.config.settings import from_dict
 from kinema.data.config import DataConfig
 from kinema.data.manifest import Manifest
 from kinema.training.held_out import choose, refuse_shared
-from kinema.training.validation import levels
+from kinema.training.validation import Validation, levels
 
 
 def manifest(root: Path, *paths: str, frames: int = 60, size: int = 300) -> Manifest:
@@ -77,3 +78,23 @@ def test_timesteps_are_at_equal_distances_and_never_at_the_ends() -> None:
     assert levels(1) == [0.5]
     assert levels(4) == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert [f"{level:.2f}" for level in levels(10)][::3] == ["0.09", "0.36", "0.64", "0.91"]
+
+
+def test_what_could_not_be_read_is_in_no_mean(tmp_path: Path) -> None:
+    data = buckets({"144p": {17: [1.0, 4], 51: [1.0, 2]}})
+    validation = Validation.__new__(Validation)
+    validation.clips = choose(manifest(tmp_path, "a.mp4", "b.mp4"), data, 2)
+    validation._levels = levels(2)
+    assert [clip.bucket.frames for clip in validation.clips] == [51, 51, 17, 17]
+    # Losses by noise, and whether the clip was read.
+    table = torch.tensor([[1.0, 3.0, 1.0], [0.0, 0.0, 0.0], [2.0, 6.0, 1.0], [4.0, 8.0, 1.0]])
+    assert validation._summary(table.double()) == {
+        "val_loss": 4.0,
+        "val/144p-51f": 2.0,
+        "val/144p-17f": 5.0,
+        "val_t/0.33": pytest.approx(7 / 3),
+        "val_t/0.67": pytest.approx(17 / 3),
+    }
+    table[:, 2] = 0
+    with pytest.raises(KinemaError, match="none of the validation's clips could be read"):
+        validation._summary(table)

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ def copy_out(
     source: Path,
     target: str,
     *,
+    owners: Mapping[str, str] | None = None,
     delete_with: str | None = None,
     dry_run: bool = False,
 ) -> list[Copied]:
@@ -55,6 +56,7 @@ def copy_out(
     Args:
         source: file or folder.
         target: path on the hosts; `~` is their user's home folder.
+        owners: what `first_with_it` says of the folder that `target` is in; None: it is asked.
         delete_with: what else is in the folder there is removed if a file of this name is in it
             ("": always); otherwise it is a problem.
         dry_run: say what would be sent, send nothing.
@@ -68,7 +70,8 @@ def copy_out(
         what = "is an empty folder" if source.is_dir() else "no such file or folder"
         raise KinemaError(what, where=str(source))
     sizes = {name: size for name, (size, _) in files.items()}
-    owners = first_with_it(ssh, hosts, os.path.dirname(target.rstrip("/")) or ".")
+    if owners is None:
+        owners = first_with_it(ssh, hosts, os.path.dirname(target.rstrip("/")) or ".")
     shared, hosts = hosts, [h for h in hosts if owners[h.name] == h.name]
     answers = ask(ssh, hosts, "tree", timeout_s=LOOK_S, path=target, hash_sizes=sizes)
     there = {a.host.name: a for a in answers}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -78,17 +78,20 @@ def set_up(
         KinemaError: hosts on which something failed, or that differ from the others.
     """
     kinema = wanted.kinema
+    owners = first_with_it(ssh, hosts, wanted.into)
     if wanted.source is not None:
         for name in TREE:
             if (wanted.source / name).exists():
-                _copy(ssh, hosts, wanted.source / name, f"{wanted.into}/{name}", dry_run, say)
+                _copy(
+                    ssh, hosts, owners, wanted.source / name, f"{wanted.into}/{name}", dry_run, say
+                )
     elif kinema is not None and kinema.endswith(".whl"):
         target = f"{wanted.into}/{Path(kinema).name}"
-        _copy(ssh, hosts, Path(kinema), target, dry_run, say)
+        _copy(ssh, hosts, owners, Path(kinema), target, dry_run, say)
         kinema = target
     wheels = f"{wanted.into}/{WHEELS}" if wanted.wheelhouse else None
     if wanted.wheelhouse and wheels:
-        _copy(ssh, hosts, wanted.wheelhouse, wheels, dry_run, say)
+        _copy(ssh, hosts, owners, wanted.wheelhouse, wheels, dry_run, say)
     answers = _install(ssh, hosts, wanted, kinema, wheels, dry_run)
     require([(a.host, a.problem or _error(a)) for a in answers], "are not set up")
     ran = "would run" if dry_run else "ran"
@@ -107,6 +110,7 @@ def set_up(
 def _copy(
     ssh: Ssh,
     hosts: Sequence[Host],
+    owners: Mapping[str, str],
     source: Path,
     target: str,
     dry_run: bool,
@@ -114,7 +118,7 @@ def _copy(
 ) -> None:
     # `--into ~` must not take a folder `~/kinema` of something else for the package's.
     mark = "__init__.py" if source.name == "kinema" else ""
-    copied = copy_out(ssh, hosts, source, target, delete_with=mark, dry_run=dry_run)
+    copied = copy_out(ssh, hosts, source, target, owners=owners, delete_with=mark, dry_run=dry_run)
     require([(c.host, c.problem) for c in copied], f"did not get {source.name}")
     verb = "would get" if dry_run else "got"
     what = f"of {source.name}" if source.is_dir() else f"({source.name})"

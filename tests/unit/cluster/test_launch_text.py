@@ -198,8 +198,8 @@ def test_the_slurm_script_runs_torchrun_on_every_node(slurm_machine: Path) -> No
     # Queued again it goes on, unless it was told with what.
     assert run_script(slurm_machine, "x", restarts=1).wait(30) == 0
     assert (slurm_machine / "words-1").read_text().endswith("a clip's.csv\n--continue\n")
-    for words in (("--load", "run"), ("--load=run",)):
-        assert run_script(slurm_machine, "x", *words, restarts=1).wait(30) == 0
+    for load in (("--load", "run"), ("--load=run",)):
+        assert run_script(slurm_machine, "x", *load, restarts=1).wait(30) == 0
         assert (slurm_machine / "words-1").read_text().endswith("a clip's.csv\n")
     assert run_script(slurm_machine, "fail").wait(30) == 7
     assert not (slurm_machine / "asked").exists()

@@ -40,8 +40,10 @@ from tests.integration.train_fixtures import smoke
 WATCHED = ("watchdog={timeout_s: 3, first_step_s: 60}", "async_save=false")
 GUARDED = (
     "guard={window: 3, factor: 3, skips: 2, rollbacks: 2}",
-    *("ckpt_every=2", "epochs=20", "async_save=false"),
+    *("ckpt_every=2", "epochs=20"),
 )
+ALL_AT_ONCE = (*GUARDED, "parallel.shard=zero2", "accumulation=2", "keep_checkpoints=1")
+"""Spikes while the state is sharded, a step has several micro-batches and a save is in flight."""
 
 
 def at_call(number: int, act: Callable[[], Any]) -> None:
@@ -250,10 +252,10 @@ def main() -> None:
     fork(manifest, outputs, "cold", lambda rank: None, *sharded)
     fork(manifest, outputs, "warm", lambda rank: None, *sharded, "warm_up=yes")
     fork(manifest, outputs, "too-large", on(1, be_out_of_memory), *plain, "warm_up=yes")
-    fork(manifest, outputs, "guarded", two_spikes, *GUARDED, "max_steps=9")
-    fork(manifest, outputs, "guarded-on", two_spikes, *GUARDED, "max_steps=5")
-    fork(manifest, outputs, "guarded-on", two_spikes, *GUARDED, "max_steps=7", load=True)
-    fork(manifest, outputs, "guarded-on", two_spikes, *GUARDED, "max_steps=9", load=True)
+    fork(manifest, outputs, "guarded", two_spikes, *ALL_AT_ONCE, "max_steps=9")
+    fork(manifest, outputs, "guarded-on", two_spikes, *ALL_AT_ONCE, "max_steps=5")
+    fork(manifest, outputs, "guarded-on", two_spikes, *ALL_AT_ONCE, "max_steps=7", load=True)
+    fork(manifest, outputs, "guarded-on", two_spikes, *ALL_AT_ONCE, "max_steps=9", load=True)
     fork(manifest, outputs, "one-spike", one_spike, *GUARDED, "max_steps=9")
     fork(manifest, outputs, "hopeless", hopeless, *GUARDED, "max_steps=9")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import typer
+
 if TYPE_CHECKING:
     from kinema.training.config import TrainRecipe
     from kinema.training.find_batch_size import Found
@@ -37,17 +39,19 @@ def find_and_print(
     print(f"\na run may take {in_words(result.available)}")
     for item in result.found:
         if not item.most:
-            print(f"not one clip of {item.length.bucket} fits")
+            print(f"not one clip of {item.length.bucket} fits: it takes {in_words(item.needed)}")
         elif item.seconds is None:
             print(f"{item.length.bucket}: several ranks share its clips; predicted, not run")
+    if not any(item.most for item in result.found):
+        raise typer.Exit(1)
     print("\n# the most that fits")
     print(as_yaml(result.largest))
     print("\n# equal step times")
     print(as_yaml(result.equal))
 
 
-def refuse_alone(**options: object) -> None:
-    """Options that say nothing without `--find-batch-size`.
+def refuse_alone(needed: str, **options: object) -> None:
+    """Options that say nothing without another one, `needed`.
 
     Raises:
         ConfigError: one was given.
@@ -57,8 +61,8 @@ def refuse_alone(**options: object) -> None:
     for name, value in options.items():
         if value is not None:
             raise ConfigError(
-                f"--{name.replace('_', '-')} goes with --find-batch-size",
-                hint="add --find-batch-size, or leave it out",
+                f"--{name.replace('_', '-')} goes with {needed}",
+                hint=f"add {needed}, or leave it out",
             )
 
 

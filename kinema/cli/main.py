@@ -65,6 +65,12 @@ def _options(
 commands.register(app)
 
 
+def _error() -> str:
+    """How a message begins; of torchrun's processes, all but the first name themselves."""
+    rank = os.environ.get("RANK", "0")
+    return "error" if rank == "0" else f"error on rank {rank}"
+
+
 def main() -> None:
     """Entry point: a person's mistake ends in a message and a non-zero exit, never a traceback."""
     # Threads that spin while they wait slow a busy CPU down 3-20 times; set before torch loads.
@@ -75,12 +81,12 @@ def main() -> None:
         if os.environ.get("KINEMA_TRACEBACK"):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"{_error()}: {where}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None
     except ValueError as error:
         from kinema.config.errors import KinemaError
 
         if not isinstance(error, KinemaError) or os.environ.get("KINEMA_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{_error()}: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

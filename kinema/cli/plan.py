@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,6 +68,7 @@ def plan(
     from kinema.config.errors import ConfigError
     from kinema.data.like import manifest_like
     from kinema.data.manifest import Manifest
+    from kinema.parallel.config import check_groups, check_sharing
     from kinema.training import estimate as numbers
     from kinema.training import fit as fitting
     from kinema.training.gpus import find_gpu
@@ -80,6 +83,11 @@ def plan(
         raise ConfigError("--scale goes with --like")
     cluster = numbers.Cluster(find_gpu(gpu), gpus, gpus_per_node, network * 1e9 / 8)
     settings = read_recipe(context, recipe, overrides)
+    local = min(gpus_per_node, gpus)
+    over = settings.parallel.shard_over
+    check_sharing(settings.parallel.sequence, gpus)
+    if over != "all":
+        check_groups(local if over == "node" else min(over, gpus), gpus)
     if manifest is not None:
         clips = Manifest.read(manifest, data_root=data_root)
     else:
@@ -88,7 +96,6 @@ def plan(
     order = numbers.order_of(settings, clips, gpus)
     share = numbers.EFFICIENCY if efficiency is None else efficiency
     found = numbers.estimate(settings, clips, order, cluster, efficiency=share, epochs=epochs)
-    local = min(gpus_per_node, gpus)
     memory = predict(settings, world_size=gpus, local_size=local)
     lengths = fitting.fit(settings, order, memory, cluster.gpu.memory)
     better = None
@@ -135,15 +142,13 @@ def plan(
         )
     else:
         source = str(manifest) if manifest else f"clips like {like}"
-        print(_heading(settings, source, cluster, share, given=efficiency is not None))
-        print(_table(lengths, cluster, share))
-        print(
-            f"\nof {_gib(cluster.gpu.memory)} on each GPU, always there: {memory.fixed.describe()}"
-        )
-        for line in _totals(found, cluster, settings):
-            print(line)
-        for line in _advice(found, lengths, choices, better, sharing, settings):
-            print(line)
+        _say(_heading(settings, source, cluster, share, given=efficiency is not None))
+        print(f"\n{_table(lengths, cluster, share)}\n")
+        always = f"of {_gib(cluster.gpu.memory)} on each GPU, always there: "
+        _say([always + memory.fixed.describe(), *_totals(found, cluster, settings), ""])
+        _say(_advice(found, lengths, choices, better, sharing, settings))
+        if better is not None:
+            print(fitting.as_yaml(better[0]))
     if not all(item.fits for item in lengths):
         raise typer.Exit(1)
 
@@ -159,16 +164,23 @@ def _numbers(found: Estimate) -> dict[str, Any]:
 
 def _heading(
     recipe: TrainRecipe, source: str, cluster: Cluster, efficiency: float, *, given: bool
-) -> str:
+) -> list[str]:
     from kinema.data.plan import counted
 
     gpu, machines = cluster.gpu, counted(cluster.nodes, "machine")
     why = "" if given else ", what Open-Sora 1.1 and 1.2 were published with"
-    return (
+    return [
         f"{recipe.name} on {source}: {cluster.gpus} x {gpu.name}, {machines}, "
-        f"{_gib(gpu.memory)} and {gpu.peak / 1e12:.0f} TFLOP/s each ({gpu.source})\n"
-        f"efficiency {efficiency:.0%} of that peak, all work counted{why}\n"
-    )
+        f"{_gib(gpu.memory)} and {gpu.peak / 1e12:.0f} TFLOP/s each ({gpu.source})",
+        f"efficiency {efficiency:.0%} of that peak, all work counted{why}",
+    ]
+
+
+def _say(lines: list[str]) -> None:
+    """Print lines, wrapped where they are longer than the terminal (or 100) is wide."""
+    width = max(shutil.get_terminal_size((100, 24)).columns, 60)
+    for line in lines:
+        print(textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False))
 
 
 def _seconds(item: LengthFit, cluster: Cluster, efficiency: float) -> float:
@@ -194,7 +206,7 @@ def _table(lengths: list[LengthFit], cluster: Cluster, efficiency: float) -> str
             str(item.degree),
             _gib(item.needed) + ("*" if item.encodes else ""),
             f"{item.most}" if item.fits else f"NO, {item.most}",
-            f"{_seconds(item, cluster, efficiency):.1f}",
+            _tenths(_seconds(item, cluster, efficiency)),
             f"{item.work / whole:.1%}",
         )
     console = Console(width=100, color_system=None)
@@ -204,18 +216,25 @@ def _table(lengths: list[LengthFit], cluster: Cluster, efficiency: float) -> str
 
 
 def _totals(found: Estimate, cluster: Cluster, recipe: TrainRecipe) -> list[str]:
+    from kinema.data.plan import counted
+    from kinema.generation.memory import in_words
+
     plan, sent = found.plan, found.communication
     lines = [
-        f"{plan.samples:,} of {plan.rows:,} clips an epoch, {plan.steps_per_epoch:,} steps of "
-        f"{found.step_seconds:.1f} s, balance {plan.step_balance:.3f} "
+        f"{plan.samples:,} of {plan.rows:,} clips an epoch, "
+        f"{counted(plan.steps_per_epoch, 'step')} of {_tenths(found.step_seconds)} s, "
+        f"balance {plan.step_balance:.3f} "
         f"(by the originals' rule, tails dropped: {found.published_steps:,} steps)",
         f"an epoch {_hours(found.epoch_gpu_hours)}; all {found.steps:,} steps "
-        f"({_end(found, recipe)}): {_hours(found.gpu_hours)}, {found.days:.1f} days",
+        f"({_end(found, recipe)}): {_hours(found.gpu_hours)}, "
+        f"{_tenths(found.days)} days",
     ]
+    if found.step_seconds < 0.01:
+        lines.append("so small a model waits for its kernels to start: it is slower than this says")
     lines += [f"note: {note}" for note in plan.notes]
     if sent.seconds:
         lines.append(
-            f"each rank sends {_gib(int(sent.weights_bytes + sent.sequence_bytes))} a step, "
+            f"each rank sends {in_words(int(sent.weights_bytes + sent.sequence_bytes))} a step, "
             f"{sent.seconds:.2f} s at the links' full rate "
             f"({sent.seconds / found.step_seconds:.0%} of a step where nothing hides it)"
         )
@@ -225,8 +244,8 @@ def _totals(found: Estimate, cluster: Cluster, recipe: TrainRecipe) -> list[str]
             "cores a machine at 35 million source pixels/s each"
         )
     lines.append(
-        f"a checkpoint has {found.checkpoint_bytes / 1e9:.1f} GB, one every {recipe.ckpt_every} "
-        f"steps ({recipe.ckpt_every * found.step_seconds / 60:.0f} minutes)"
+        f"a checkpoint has {_decimal(found.checkpoint_bytes)}, one every {recipe.ckpt_every} "
+        f"steps ({_tenths(recipe.ckpt_every * found.step_seconds / 60)} minutes)"
     )
     return lines
 
@@ -248,9 +267,9 @@ def _advice(
     sharing: dict[str, int | None],
     recipe: TrainRecipe,
 ) -> list[str]:
-    from kinema.training.fit import as_yaml
+    from kinema.data.plan import counted
 
-    lines = [""]
+    lines = []
     for item in lengths:
         if not item.fits:
             lines.append(f"does not fit: {item.bucket}, {item.batch} clips; {item.most} would")
@@ -275,13 +294,12 @@ def _advice(
                 f"{what} saves {saved / found.epoch_gpu_hours:.0%}, {_hours(saved)} an epoch"
             )
     if better is not None:
-        changed, after = better
+        after = better[1]
         lines.append(
-            f"batch sizes of equal steps that fit: {after.plan.steps_per_epoch:,} steps of "
-            f"{after.step_seconds:.1f} s, balance {after.plan.step_balance:.3f}, "
+            f"batch sizes of equal steps that fit: {counted(after.plan.steps_per_epoch, 'step')} "
+            f"of {_tenths(after.step_seconds)} s, balance {after.plan.step_balance:.3f}, "
             f"{_hours(after.epoch_gpu_hours)} an epoch at the same efficiency"
         )
-        lines.append(as_yaml(changed))
     return lines
 
 
@@ -290,4 +308,14 @@ def _gib(size: int) -> str:
 
 
 def _hours(hours: float) -> str:
+    if hours < 0.01:
+        return "under 0.01 GPU hours"
     return f"{hours:,.0f} GPU hours" if hours >= 10 else f"{hours:.2g} GPU hours"
+
+
+def _tenths(value: float) -> str:
+    return f"{value:,.1f}" if value >= 0.05 else "under 0.1"
+
+
+def _decimal(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -105,7 +105,10 @@ def _command(task: str) -> Callable[..., None]:
                 help="Record some steps, say where their time goes and what to try next, and end.",
             ),
         ] = False,
-        profile_steps: Annotated[int, typer.Option(help="With --profile: steps to record.")] = 5,
+        profile_steps: Annotated[
+            int | None,
+            typer.Option(min=1, help="With --profile: steps to record.", show_default="5"),
+        ] = None,
         find_batch_size: Annotated[
             bool,
             typer.Option(
@@ -141,6 +144,7 @@ def _command(task: str) -> Callable[..., None]:
         from kinema.training.guard import GuardError
         from kinema.training.nonfinite import NonFiniteError
         from kinema.training.preflight import RanksDifferError
+        from kinema.training.profile import check_length
         from kinema.training.restart import Launch
         from kinema.training.run import train
         from kinema.training.start import Start, read_recipe
@@ -175,13 +179,21 @@ def _command(task: str) -> Callable[..., None]:
                 ranks=for_gpus,
             )
             return
-        refuse_alone(memory_fraction=memory_fraction, memory_limit=memory_limit, for_gpus=for_gpus)
+        refuse_alone(
+            "--find-batch-size",
+            memory_fraction=memory_fraction,
+            memory_limit=memory_limit,
+            for_gpus=for_gpus,
+        )
+        if profile:
+            profile_steps = 5 if profile_steps is None else profile_steps
+            check_length(checked, profile_steps)
+        else:
+            refuse_alone("--profile", profile_steps=profile_steps)
         main = os.environ.get("RANK", "0") == "0"
         try:
             with Launch(checked.outputs).final_errors():
-                result = train(
-                    checked, start, device=device, profile_steps=profile_steps if profile else None
-                )
+                result = train(checked, start, device=device, profile_steps=profile_steps)
         except (NonFiniteError, CheckpointError, GuardError, RanksDifferError) as error:
             if main:
                 raise

@@ -81,10 +81,12 @@ def build(schema: type[T], data: dict[str, Any], *, locate: typing.Callable[[Pat
             # JSON mode is strict and still takes a list for a tuple, "51" for an integer dict key.
             return TypeAdapter(schema).validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
-            problems = [
-                (_clean_location(data, item["loc"], item["type"] in MISSING), _message(dict(item)))
-                for item in error.errors()
-            ]
+            found: dict[Path, str] = {}
+            for item in error.errors():
+                path = _clean_location(data, item["loc"], item["type"] in MISSING)
+                text = _message(dict(item))  # a value of several kinds has a message of each
+                found[path] = f"{found[path]}; or else: {text}" if path in found else text
+            problems = list(found.items())
         except TypeError as error:
             raise ConfigError(str(error), where=locate(())) from None
     first_path, first = problems[0]

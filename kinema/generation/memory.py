@@ -348,5 +348,7 @@ def _without(need: Need, loaded: bool) -> Need:
 
 
 def in_words(size: int) -> str:
-    """`8.9 GiB`, `340 MiB`."""
+    """`8.9 GiB`, `340 MiB`, `12 KiB`."""
+    if size < 2**20:
+        return f"{size / 2**10:.0f} KiB"
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

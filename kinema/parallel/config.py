@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from kinema.config.errors import KinemaError
 from kinema.config.settings import settings
 
 
@@ -45,3 +46,38 @@ class ParallelConfig:
         while degree < most and tokens > degree * self.sequence_tokens:
             degree *= 2
         return degree
+
+
+def check_sharing(sequence: int, ranks: int) -> None:
+    """Whether ranks can be dealt out to clips, `sequence` to one.
+
+    Raises:
+        KinemaError: they cannot.
+    """
+    if ranks % sequence:
+        raise KinemaError(
+            f"{sequence} ranks are to share a clip, which does not divide the run's {ranks}",
+            where="parallel.sequence",
+            hint=f"at most {ranks & -ranks} here, or a multiple of {sequence} ranks",
+        )
+
+
+def check_groups(over: int, ranks: int) -> None:
+    """Whether ranks divide into groups of `over` that hold a copy together.
+
+    Raises:
+        KinemaError: they do not.
+    """
+    if over == 1 < ranks:
+        raise KinemaError(
+            "machines run one process each: there is none to share the weights with",
+            where="parallel.shard_over",
+            hint="shard_over: all, or shard: none",
+        )
+    if ranks % over:
+        divisors = [str(n) for n in range(1, ranks + 1) if ranks % n == 0]
+        raise KinemaError(
+            f"{ranks} processes do not divide into groups of {over}",
+            where="parallel.shard_over",
+            hint=f"one of {', '.join(divisors[1:])}; or all",
+        )

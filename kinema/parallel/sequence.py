@@ -25,6 +25,7 @@ from kinema.models.frames import ALL_AT_HAND, Frames
 from kinema.models.stdit import STDiT
 from kinema.models.stdit2 import STDiT2
 from kinema.models.stdit3 import STDiT3
+from kinema.parallel.config import check_sharing
 from kinema.parallel.world import TIMEOUT, World
 
 
@@ -43,12 +44,7 @@ class SequenceGroups:
     """
 
     def __init__(self, world: World, most: int = 1, *, timeout: timedelta = TIMEOUT) -> None:
-        if world.size % most:
-            raise KinemaError(
-                f"{most} ranks are to share a clip, which does not divide the run's {world.size}",
-                where="parallel.sequence",
-                hint=f"at most {world.size & -world.size} here, or a multiple of {most} ranks",
-            )
+        check_sharing(most, world.size)
         self._world = world
         self._groups: dict[int, dist.ProcessGroup] = {}
         self.degree = 1

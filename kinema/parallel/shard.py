@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from kinema.config.errors import KinemaError
-from kinema.parallel.config import ParallelConfig
+from kinema.parallel.config import ParallelConfig, check_groups
 from kinema.parallel.recompute import modules_named
 from kinema.parallel.world import World
 
@@ -49,19 +49,7 @@ def shard_mesh(world: World, config: ParallelConfig) -> DeviceMesh:
             )
     elif config.shard_over != "all":
         over = min(config.shard_over, world.size)  # a recipe for many runs on few
-    if over == 1 < world.size:
-        raise KinemaError(
-            "machines run one process each: there is none to share the weights with",
-            where="parallel.shard_over",
-            hint="shard_over: all, or shard: none",
-        )
-    if world.size % over:
-        divisors = [str(n) for n in range(1, world.size + 1) if world.size % n == 0]
-        raise KinemaError(
-            f"{world.size} processes do not divide into groups of {over}",
-            where="parallel.shard_over",
-            hint=f"one of {', '.join(divisors[1:])}; or all",
-        )
+    check_groups(over, world.size)
     kind = world.device.type
     if over == world.size:
         return init_device_mesh(kind, (over,), mesh_dim_names=("shard",))

@@ -24,6 +24,25 @@ WARMED = 1
 """Steps in which it runs and nothing is kept: its own beginning is slow."""
 
 
+def check_length(recipe: TrainRecipe, steps: int) -> None:
+    """Whether a run is long enough for its profile.
+
+    Args:
+        steps: to record.
+
+    Raises:
+        KinemaError: the recipe ends before.
+    """
+    needed = SKIPPED + WARMED + steps
+    if recipe.max_steps is not None and recipe.max_steps < needed:
+        raise KinemaError(
+            f"--profile takes {needed} steps (--profile-steps is {steps}), "
+            f"and the run ends after {recipe.max_steps}",
+            where="max_steps",
+            hint=f"--max_steps {needed}, and enough --epochs",
+        )
+
+
 class Profile:
     """Records some steps of a run on rank 0; the run ends when they are over.
 
@@ -46,8 +65,6 @@ class Profile:
         run: Path,
         log: RunLog | None,
     ) -> None:
-        if steps < 1:
-            raise KinemaError(f"--profile-steps is {steps}; it must be at least 1")
         self.needed = SKIPPED + WARMED + steps
         self._done = 0
         self._facts = facts_of(recipe, world)
@@ -119,8 +136,10 @@ class Profile:
             self._mark = None
 
     def _finish(self, profiler: Any) -> None:
-        """Write the trace, and say what is in it."""
+        """Write the trace, and say what is in it; of a run that ended before, nothing."""
         assert self._log is not None
+        if self._done < self.needed:
+            return
         self._folder.mkdir(exist_ok=True)
         trace = self._folder / "trace-rank0.json.gz"
         temporary = trace.with_name(f".{os.getpid()}.{trace.name}")

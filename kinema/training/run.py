@@ -242,6 +242,7 @@ def _preview(
     weights = whole(averaged, world, lambda _: 0, keep=lambda _, tensor: tensor)
     if previewer is not None and log is not None:
         previewer.make(weights, state.step, run, log)
+    world.barrier()  # here rather than in the next step, where waiting would count as part of it
 
 
 def _read_manifest(recipe: TrainRecipe) -> Manifest:

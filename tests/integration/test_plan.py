@@ -39,11 +39,12 @@ def test_a_plan_in_words_and_in_json(
     encodes = "task.remember_latents=false"
     code, text, _ = kinema(monkeypatch, capsys, *PLAN, "--manifest", manifest, encodes)
     assert code == 0, text
+    said = " ".join(text.split())
     for words in (
         "4 x 4090", "RTX 4090", "efficiency 15%", "16x16 5 frames", "12 of 12 clips", "GPU hours",
         "cores a machine", "a checkpoint has", "recompute full", "latent cache", "originals' rule",
     ):  # fmt: skip
-        assert words in text, words
+        assert words in said, words
     lines = yaml.safe_load(text[text.index("data:\n") :].replace("!replace", ""))
     assert lines["data"]["buckets"]["16x16"][5][0] == 1.0
 
@@ -135,3 +136,63 @@ def test_find_batch_size_prints_a_table_and_lines(
     for part in (largest[largest.index("data:\n") :], equal):
         found = yaml.safe_load(part.replace("!replace", ""))
         assert found["data"]["buckets"]["16x16"] == {1: [1.0, 4], 5: [1.0, 12]}
+
+
+def test_ranks_that_a_recipe_does_not_fit_are_refused_before_anything_is_counted(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three = ["plan", "tiny/smoke", "--gpus", "3", "--manifest", manifest]
+    shared = [*three, "parallel.shard=zero2"]
+    alone = [*shared, "--gpus-per-node", "1"]
+    for command, where in (
+        ([*three, "parallel.sequence=2"], "parallel.sequence"),
+        ([*shared, "parallel.shard_over=2"], "parallel.shard_over"),
+        ([*alone, "parallel.shard_over=node"], "parallel.shard_over"),
+    ):
+        code, text, said = kinema(monkeypatch, capsys, *command)
+        assert code == 1
+        assert not text
+        assert said.startswith(f"error: {where}: ")
+
+
+def test_a_plan_is_as_wide_as_the_terminal(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, text, _ = kinema(monkeypatch, capsys, *PLAN, "--manifest", manifest)
+    assert code == 0
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "0 MiB" not in text  # a small model has KiB
+    assert " 0.0 " not in text
+
+
+def test_options_that_say_nothing_alone_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "tiny/smoke"]
+    code, _, said = kinema(monkeypatch, capsys, *train, "--profile-steps", "3")
+    assert (code, "--profile-steps goes with --profile" in said) == (2, True)
+    code, _, said = kinema(monkeypatch, capsys, *train, "--profile", "--profile-steps", "0")
+    assert (code, "profile-steps" in said) == (2, True)
+    code, _, said = kinema(monkeypatch, capsys, *train, "--profile")
+    assert (code, "and the run ends after 4" in said) == (1, True)
+
+
+def test_where_not_one_clip_fits_nothing_is_suggested(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = ["train", "tiny/smoke", "--data-path", manifest, "--find-batch-size"]
+    code, text, _ = kinema(monkeypatch, capsys, *find, "--device", "cpu", "--memory-limit", "1KB")
+    assert code == 1
+    assert "not one clip of 16x16 5 frames" in text
+    assert "buckets:" not in text
+
+
+def test_ranks_but_the_first_name_themselves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank, begin in (("0", "error: "), ("3", "error on rank 3: ")):
+        monkeypatch.setenv("RANK", rank)
+        code, _, said = kinema(monkeypatch, capsys, "plan", "tiny/smok", "--like", "openvid")
+        assert code
+        assert said.startswith(begin)

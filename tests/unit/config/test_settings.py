@@ -99,3 +99,17 @@ def test_errors_cross_processes() -> None:
     error = pickle.loads(pickle.dumps(KinemaError("bad", where="x.mp4", hint="drop it")))
     assert (error.what, error.where, error.hint) == ("bad", "x.mp4", "drop it")
     assert str(error) == "x.mp4: bad\n  try: drop it"
+
+
+@settings
+class Mixed:
+    over: Literal["all", "node"] | int = "all"
+
+
+def test_a_value_of_several_kinds_has_one_message() -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict(Mixed, {"over": "odd"})
+    first, *more = str(caught.value).splitlines()
+    assert "'odd' is not one of 'all' or 'node'; or else: " in first
+    assert "integer" in first
+    assert not more

@@ -15,7 +15,7 @@ from kinema.telemetry.run_log import RunLog
 from kinema.telemetry.spans import Spans
 from kinema.telemetry.trace import break_down, read_trace
 from kinema.training.config import TrainRecipe
-from kinema.training.profile import SKIPPED, WARMED, Profile, facts_of
+from kinema.training.profile import SKIPPED, WARMED, Profile, check_length, facts_of
 
 WORLD = World(0, 1, torch.device("cpu"))
 
@@ -68,8 +68,13 @@ def test_a_run_that_is_too_short_is_an_error(tmp_path: Path) -> None:
         profile = Profile(recipe(), WORLD, 2, spans=Spans(), run=tmp_path, log=log)
         with pytest.raises(KinemaError, match="ended after 1 step"), profile:
             profile.stepped()
-        with pytest.raises(KinemaError, match="profile-steps"):
-            Profile(recipe(), WORLD, 0, spans=Spans(), run=tmp_path, log=log)
+    assert not (tmp_path / "profile").exists()  # half a profile says nothing
+    with pytest.raises(KinemaError, match="takes 6 steps") as refused:
+        check_length(recipe("max_steps=5"), 2)
+    assert refused.value.hint is not None
+    assert "--max_steps 6" in refused.value.hint
+    check_length(recipe("max_steps=6"), 2)
+    check_length(recipe("max_steps=null"), 2)
 
 
 def test_what_is_set_already_is_known() -> None:

@@ -51,7 +51,6 @@ class Trainer:
         vitals: told what this rank is at.
         run: the run folder, written by rank 0.
         log: None on the other ranks.
-        meters: made when the run begins.
         about: goes into each checkpoint's state: recipe, data, code.
         components: goes into each checkpoint: see `training.components`.
         saved_step: the step whose checkpoint is in the run folder already.

@@ -217,13 +217,13 @@ def test_time_is_limited(server: Server, drips: bool) -> None:
                 handler.wfile.flush()
             except OSError:
                 return
-        ended.wait(5)
+        ended.wait(60)
 
     server.replies = [slow]
     start = time.monotonic()
     (found,) = refine(["a cat"], server.config(timeout_s=0.3, retries=1))
     ended.set()
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 30
     assert found.text == "a cat"
     assert "no answer within 0.3 s (asked 2 times)" in str(found.note)
 

@@ -134,6 +134,10 @@ class Batch:
             latents=self._moments(lambda v: v[mask.to(v.device)]),
         )
 
+    def without_pixels(self) -> Batch:
+        """What is to be said of it when its clips were seen."""
+        return replace(self, video=self.video.new_empty(0), latents=None)
+
     def _moments(self, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor] | None:
         return None if self.latents is None else (change(self.latents[0]), change(self.latents[1]))
 

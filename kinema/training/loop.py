@@ -282,6 +282,7 @@ class Trainer:
                 micros.append(self._forward_backward(batch, draws))
             elif self._engine.sharded:
                 self._take_part()
+            del batch  # the optimizer can have the memory of its pixels
         with self._spans("reduce"), self._meters.waits.stream():
             own_norm = self._gradients.finish()
 
@@ -319,7 +320,7 @@ class Trainer:
         with self._spans("backward"):
             loss = report.loss * (batch.weight / self.recipe.accumulation)
             self.state.scaler.scale(loss).backward()
-        return Micro(batch, replace(report, loss=report.loss.detach()))
+        return Micro(batch.without_pixels(), replace(report, loss=report.loss.detach()))
 
     def _take_part(self) -> None:
         """With nothing to compute: the other ranks wait for this one's part of every block."""

@@ -303,3 +303,12 @@ def test_moving_a_batch_keeps_what_it_says(whole: list[Batch]) -> None:
     moved = whole[0].to("meta")
     assert moved.video.device.type == moved.fps.device.type == "meta"
     assert moved.text == whole[0].text
+
+
+def test_what_is_kept_of_a_batch_holds_no_pixels(whole: list[Batch]) -> None:
+    batch = replace(whole[0], latents=(whole[0].video, whole[0].video))
+    kept = batch.without_pixels()
+    assert kept.video.untyped_storage().nbytes() == 0
+    assert kept.latents is None
+    assert kept.rows is batch.rows
+    assert kept.text == batch.text

@@ -87,7 +87,7 @@ def test_limits_fit_the_work_at_hand() -> None:
     state.phase = "data"
     assert LIMITS.of(state) == 75
     assert Limits(75, 1800, 150).of(state) == 150
-    for phase in ("save", "preview", "warm up"):
+    for phase in ("save", "preview", "validation", "warm up", "order"):
         state.phase = phase
         assert LIMITS.of(state) == 1800
     state.phase, state.first = "forward", True

@@ -144,12 +144,21 @@ class History:
                 self._take(str(record["node"]), record["readings"])
 
     def add(self, node: str, readings: Mapping[str, float], verdict: str) -> list[Change]:
-        """Keep a node's readings; what is new about them."""
+        """Keep a node's readings; what is new about them.
+
+        A disk that is full ends the file (which is said once), never the watch.
+        """
+        changes = self._take(node, readings)
         if self._path is not None:
             record = {"time": _now(), "node": node, "verdict": verdict, "readings": dict(readings)}
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        return self._take(node, readings)
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            except OSError as error:
+                text = f"the history ends here: {error.strerror}"
+                changes.append(Change("here", f"{self._path}/", "worse", text))
+                self._path = None
+        return changes
 
     def _take(self, node: str, readings: Mapping[str, float]) -> list[Change]:
         changes = []

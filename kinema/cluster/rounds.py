@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from kinema.cluster.health import Examiner, Health
 from kinema.cluster.health_report import carried, statuses, turns
@@ -82,9 +83,17 @@ class Rounds:
                 node: {"verdict": found.verdict(node), **summary(found.readings.get(node, {}))}
                 for node in found.nodes
             }
-            append_event(self._run, "cluster health", nodes=nodes)
+            self._record("cluster health", nodes=nodes)
 
     def _say(self, text: str, **fields: str) -> None:
         self._tell(f"{time.strftime('%H:%M:%S')}  {text}")
+        self._record("cluster health changed", what=text, **fields)
+
+    def _record(self, event: str, **fields: Any) -> None:
+        """To the run's own log; a disk that is full ends that, not the watch."""
         if self._run is not None:
-            append_event(self._run, "cluster health changed", what=text, **fields)
+            try:
+                append_event(self._run, event, **fields)
+            except OSError as error:
+                self._tell(f"{self._run}: no more of this in its events: {error.strerror}")
+                self._run = None

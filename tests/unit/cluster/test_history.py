@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 from kinema.cluster.clocks import Clock
+from kinema.cluster.health import Health
 from kinema.cluster.history import CONFIRM, ENOUGH, QUIET, Change, History
 from kinema.cluster.readings import KINDS, readings, summary
+from kinema.cluster.rounds import Rounds
 from tests.unit.cluster import hardware
 from tests.unit.cluster.hardware import gpu_row
 from tests.unit.cluster.test_health import gpus, look
@@ -115,6 +118,30 @@ def test_the_past_is_kept_in_the_file(tmp_path: Path) -> None:
     last = json.loads(path.read_text().splitlines()[-1])
     assert last["readings"] == {RATE: 100}
     assert (last["node"], last["verdict"]) == ("n", "warning")
+
+
+def test_a_full_disk_ends_the_file_and_not_the_watch(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.jsonl")
+    (tmp_path / "history.jsonl").symlink_to("/dev/full")
+    (said,) = history.add("n1", {"gpu0/power_w": 600.0}, "ok")
+    assert (
+        str(said)
+        == f"here: {tmp_path}/history.jsonl: the history ends here: No space left on device"
+    )
+    assert history.add("n1", {"gpu0/power_w": 600.0}, "ok") == []
+    (gone,) = history.add("n1", {}, "ok")
+    assert "power is not reported any more" in str(gone)
+
+
+def test_a_full_run_folder_is_said_and_ends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").symlink_to("/dev/full")
+    found, lines = Health({"n1": []}), list[str]()
+    nobody: Any = None
+    Rounds(nobody, found, found, tmp_path / "h.jsonl", tmp_path, tell=lines.append)._say("x")
+    full = f"{tmp_path}: no more of this in its events: No space left on device"
+    assert lines[0] == full
+    assert lines[1].endswith("  x")
+    assert len(lines) == 2
 
 
 def test_readings_of_a_node() -> None:

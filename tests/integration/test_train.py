@@ -166,7 +166,8 @@ def test_the_run_folder_says_what_the_run_is(manifest: Path, tmp_path: Path) -> 
     assert list((run / "tensorboard").iterdir())
     record = read_log(run)[0]
     wanted = {"loss", "loss/16x16-5f", "lr", "grad_norm", "samples_per_s", "data_wait_pct"}
-    wanted |= {f"seconds/{name}" for name in ("order", "data", "text", "vae", "forward", "backward")}
+    phases = ("order", "data", "text", "vae", "forward", "backward")
+    wanted |= {f"seconds/{name}" for name in phases}
     assert wanted <= record.keys()
 
 

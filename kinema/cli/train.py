@@ -138,6 +138,9 @@ def _command(task: str) -> Callable[..., None]:
             ),
         ] = None,
     ) -> None:
+        if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name, which still works
+            # Before PyTorch is there. Buckets of many sizes would leave holes in a GPU's memory.
+            os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         from kinema.checkpoint.errors import CheckpointError
         from kinema.config.errors import ConfigError
         from kinema.telemetry.config import WandbConfig

@@ -84,12 +84,15 @@ def full_disk_explained(where: Path, *, needs: int | None = None) -> Iterator[No
     except Exception as error:
         if not is_full_disk(error):
             raise
-        room = f"{gigabytes(free_bytes(where))} free"
+        free = free_bytes(where)
+        room = f"{gigabytes(free)} free"
         if needs is not None:
             room = f"needs {gigabytes(needs)}, {room}"
+        cause = f"the disk is full ({room})"
+        if needs is not None and needs < free:
+            cause = f"a quota or a limit on file size, as the disk has room ({room})"
         raise CheckpointError(
-            f"could not be written: the disk is full ({room}), or a limit on file size or quota "
-            "was hit; what was saved before is untouched",
+            f"could not be written: {cause}; what was saved before is untouched",
             where=str(where),
             hint="free space there, or set keep_checkpoints, then start again with --load",
         ) from error

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from kinema.config.errors import ConfigError, KinemaError
 from kinema.data import draws
 from kinema.data.balance import Layout, balance, lay_out
-from kinema.data.buckets import NOT_DRAWN, REASONS, Bucket, BucketTable, Cached, keyed_draw
+from kinema.data.buckets import (
+    NOT_DRAWN,
+    REASONS,
+    TOO_SHORT,
+    Bucket,
+    BucketTable,
+    Cached,
+    keyed_draw,
+)
 
 Cost = Callable[[Bucket], float]
 """FLOPs that one clip of a bucket costs in a training step."""
@@ -431,6 +439,8 @@ def _nothing_to_train_on(bucket: NDArray[np.int32], kept: NDArray[np.bool_]) -> 
     hint = "kinema data explain CLIP RECIPE says for one clip what is missing"
     if (bucket[kept] == NOT_DRAWN).all() and kept.any():
         hint = "the clips fit, but no draw kept one: raise the probabilities or add clips"
+    if (bucket[kept] == TOO_SHORT).all() and kept.any():
+        hint = "every bucket is longer than the clips, or of images, which videos do not train as"
     return NoMicroBatchesError(
         f"no micro-batch: none of {len(bucket)} clips has a bucket ({', '.join(counts)})",
         hint=hint,

@@ -22,6 +22,7 @@ from kinema.checkpoint.parts import AbandonedError, Content, SavePlan, complete,
 from kinema.checkpoint.run import begin, plan_save, prune
 from kinema.config.errors import KinemaError
 from kinema.config.recipe import dump_recipe
+from kinema.data.plan import counted
 from kinema.parallel.gather import whole
 from kinema.parallel.world import World
 from kinema.telemetry.run_log import RunLog
@@ -376,5 +377,5 @@ def _together(problems: list[CheckpointError]) -> CheckpointError:
     first = problems[0]
     if len(problems) == 1:
         return first
-    more = f"; {len(problems) - 1} other ranks failed too"
+    more = f"; {counted(len(problems) - 1, 'other rank')} failed too"
     return CheckpointError(first.what + more, where=first.where, hint=first.hint)

@@ -56,7 +56,7 @@ def test_a_full_disk_is_one_clear_error(part: str, tmp_path: Path) -> None:
     assert process.exitcode == 3
     named = {"model": "/model.safetensors", "ema": "/ema.safetensors", "optimizer": "/optimizer"}
     where = f"{run / 'epoch0-global_step2'}{named.get(part, '')}"
-    assert said.read_text().startswith(f"{where}: could not be written: the disk is full (needs ")
+    assert said.read_text().startswith(f"{where}: could not be written: a quota or a limit on ")
     assert re.search(r"needs 1\.6 MB|recipe", said.read_text() + part)
     assert re.search(r" MB, [\d.]+ [GM]B free\)", said.read_text())
     assert os.listdir(run) == ["epoch0-global_step1"]

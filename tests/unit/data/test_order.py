@@ -203,6 +203,11 @@ def test_nothing_to_train_on_says_why() -> None:
     order = small_order(clips.with_dropped({2: "blur"}), 2)
     with pytest.raises(NoMicroBatchesError, match="1 too small, 1 too short, 1 dropped"):
         order.epoch(0)
+    videos = manifest(np.array([3, 3]), np.array([64, 64]), np.array([64, 64]))
+    with pytest.raises(NoMicroBatchesError, match="2 too short") as caught:
+        small_order(videos, 2).epoch(0)
+    assert caught.value.hint is not None
+    assert "of images, which videos do not train as" in caught.value.hint
 
 
 def saved(order: SampleOrder, epoch: int, step: int) -> dict[str, Any]:

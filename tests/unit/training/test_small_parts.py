@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from kinema.config.errors import ConfigError
 from kinema.config.recipe import load_recipe
-from kinema.training import nonfinite
+from kinema.parallel.world import World
+from kinema.training import nonfinite, run
 from kinema.training.components import weights_seen_from
 from kinema.training.config import TrainRecipe
 from kinema.training.draws import Draws
@@ -108,3 +111,18 @@ def test_weights_are_named_relative_only_beside_the_run(tmp_path: Path) -> None:
     beside = tmp_path / "outputs" / "000-vae" / "epoch0-global_step9"
     assert (run / "epoch" / weights_seen_from(run, beside)).resolve() == beside
     assert weights_seen_from(run, tmp_path / "elsewhere") == str(tmp_path / "elsewhere")
+
+
+def test_ranks_wait_for_a_preview_where_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the next step, whose time has no preview in it."""
+    seen: list[str] = []
+    monkeypatch.setattr(World, "barrier", lambda _: seen.append("wait"))
+    maker: Any = SimpleNamespace(make=lambda *_: seen.append("make"))
+    state: Any = SimpleNamespace(step=1, average=lambda: {"w": torch.ones(2)})
+    log: Any = SimpleNamespace()
+    world = World(0, 1, CPU)
+    run._preview(state, previewer=maker, world=world, run=tmp_path, log=log)
+    run._preview(state, previewer=None, world=world, run=tmp_path, log=None)
+    assert seen == ["make", "wait", "wait"]

@@ -286,6 +286,8 @@ class Loader:
     def _has_room(self, ahead: deque[_Ahead], more: MicroBatch) -> bool:
         if not ahead:
             return True
+        if self._latents is not None:  # a hundredth of the pixels that the bytes are counted for
+            return len(ahead) < AHEAD
         nbytes = sum(a.nbytes for a in ahead) + len(more.rows) * _clip_bytes(more.bucket)
         return len(ahead) < AHEAD and nbytes <= AHEAD_BYTES
 

@@ -13,8 +13,9 @@ import torch
 
 from kinema.config.errors import KinemaError
 from kinema.data import loader as loader_module
-from kinema.data.buckets import BucketTable
+from kinema.data.buckets import Bucket, BucketTable
 from kinema.data.config import DataConfig
+from kinema.data.latent_cache import Latents
 from kinema.data.loader import IMAGE_FPS, Batch, ClipKey, Loader
 from kinema.data.manifest import Manifest
 from kinema.data.order import SampleOrder
@@ -289,6 +290,23 @@ def test_only_so_much_is_decoded_ahead(
         next(coming)
         assert len(started) == before, "no room for more bytes"
         assert len(list(coming)) == VIDEOS + IMAGES - 6, "one at a time always goes"
+
+
+def test_pixels_do_not_limit_how_many_latents_are_read_ahead(
+    clips: Manifest, started: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Zeros:
+        def start(self, row: int, bucket: Bucket, unit: float) -> int:
+            return 0
+
+        def read(self, row: int, bucket: Bucket, start: int) -> Latents:
+            return np.zeros((4, 1, 2, 2), np.float32), np.ones((4, 1, 2, 2), np.float32)
+
+    monkeypatch.setattr(loader_module, "AHEAD_BYTES", 1)
+    one_by_one = config(buckets={f"{WIDTH}x{HEIGHT}": {1: (1.0, 1), FRAMES: (1.0, 1)}})
+    with make_loader(clips, one_by_one, latents=Zeros()) as loader:
+        next(loader.epoch(0))
+        assert len(started) == loader_module.AHEAD
 
 
 def test_micro_batches_of_a_step_come_one_after_the_other(clips: Manifest) -> None:

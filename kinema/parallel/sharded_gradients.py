@@ -80,11 +80,12 @@ class ShardedGradients:
     def scale(self, factor: Tensor | float) -> None:
         torch._foreach_mul_(self._parts(), factor)
 
+    @torch.no_grad()  # DTensor hands out its part at once then: the GPU has nothing to do meanwhile
     def _parts(self) -> list[Tensor]:
         parts = []
         for parameter in self._parameters:
             assert isinstance(parameter.grad, DTensor)
-            parts.append(local(parameter.grad.detach()))
+            parts.append(local(parameter.grad))
         return parts
 
 

@@ -42,7 +42,7 @@ class EMA:
         weights = dict(model.named_parameters())
         torch._foreach_lerp_(
             [local(self._state[name]) for name in self._names],
-            [local(weights[name].detach()).float() for name in self._names],
+            [local(weights[name]).float() for name in self._names],
             1.0 - self.decay,
         )
 

@@ -173,6 +173,11 @@ def _command(task: str) -> Callable[..., None]:
         if wandb and checked.tracking.wandb is None:
             tracking = replace(checked.tracking, wandb=WandbConfig())
             checked = replace(checked, tracking=tracking)
+        if find_batch_size and (profile or profile_steps is not None):
+            raise ConfigError(
+                "--find-batch-size does not train: there is nothing to profile",
+                hint="leave one of the two out",
+            )
         if find_batch_size:
             find_and_print(
                 checked,

@@ -176,6 +176,8 @@ def test_options_that_say_nothing_alone_are_refused(
     assert (code, "profile-steps" in said) == (2, True)
     code, _, said = kinema(monkeypatch, capsys, *train, "--profile")
     assert (code, "and the run ends after 4" in said) == (1, True)
+    code, _, said = kinema(monkeypatch, capsys, *train, "--profile", "--find-batch-size")
+    assert (code, "there is nothing to profile" in said) == (2, True)
 
 
 def test_where_not_one_clip_fits_nothing_is_suggested(

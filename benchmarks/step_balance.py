@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from kinema.config.recipe import load_recipe
 from kinema.data.balance import balance
 from kinema.data.buckets import BucketTable
-from kinema.data.order import Epoch, SampleOrder
+from kinema.data.epoch import Epoch
+from kinema.data.order import SampleOrder
 from kinema.training.config import TrainRecipe
 from kinema.training.cost import bucket_cost
 

@@ -19,8 +19,9 @@ from kinema.config.errors import KinemaError
 from kinema.data import draws
 from kinema.data.buckets import Bucket
 from kinema.data.config import DataConfig
+from kinema.data.epoch import MicroBatch
 from kinema.data.latent_cache import Latents
-from kinema.data.order import MicroBatch, SampleOrder
+from kinema.data.order import SampleOrder
 from kinema.media.clip import load_clip, load_image
 from kinema.media.errors import MediaError
 from kinema.media.info import IMAGE_SUFFIXES

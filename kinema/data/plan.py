@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from kinema.data.buckets import REASONS, Bucket
+from kinema.data.epoch import Epoch
 from kinema.data.manifest import Manifest
-from kinema.data.order import Epoch, SampleOrder
+from kinema.data.order import SampleOrder
 
 Tokens = Callable[[Bucket], int]
 """Tokens that the transformer sees of one clip of a bucket."""

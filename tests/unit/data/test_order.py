@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from kinema.config.errors import ConfigError
 from kinema.data.buckets import BucketTable
+from kinema.data.epoch import Epoch
 from kinema.data.manifest import Manifest
-from kinema.data.order import Epoch, NoMicroBatchesError, OrderMismatchError, SampleOrder
+from kinema.data.order import NoMicroBatchesError, OrderMismatchError, SampleOrder
 from tests.unit.data.clip_tables import generated, manifest, order_of
 
 SMALL = {"64x64": {1: (1.0, 5), 8: ((0.9, 0.6), 3), 16: (0.8, 1)}, "32x32": {1: (1.0, 7)}}

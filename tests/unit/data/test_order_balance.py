@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kinema.data import draws
 from kinema.data.balance import balance, lay_out
-from kinema.data.order import Epoch
+from kinema.data.epoch import Epoch
 from tests.unit.data.clip_tables import generated, order_of
 
 WINDOW = 50

@@ -2,7 +2,7 @@
 
 The pass (`look.py`) decodes a source once and hands every frame to each analyzer that was asked
 for. An analyzer keeps *signals*: arrays of one value per frame (or per sampled frame), written to
-one `.npz` for a source. Clips are found from signals afterwards (`segment.py`), and a clip's columns
+one `.npz` for a source. Clips are found from signals afterwards (`segment.py`), and their columns
 are aggregates of the signals between its first and last frame: other thresholds or lengths
 decode nothing again.
 """

@@ -17,9 +17,11 @@ data_app = typer.Typer(
 SHOWN = 8
 """Refused files to name on the screen; the report has all."""
 
-ManifestPath = Annotated[Path, typer.Argument(metavar="MANIFEST", help=".csv or .parquet")]
+ManifestPath = Annotated[
+    str, typer.Argument(metavar="MANIFEST", help=".csv or .parquet, here or in a store (s3://...)")
+]
 DataRoot = Annotated[
-    Path | None,
+    str | None,
     typer.Option(help="Folder that paths are relative to (default: the manifest's own)."),
 ]
 Workers = Annotated[

@@ -35,7 +35,7 @@ def explain(
     recipe: Recipe,
     overrides: Overrides = None,
     manifest: Annotated[
-        Path | None, typer.Option(help="Take the clip's size from this manifest.")
+        str | None, typer.Option(help="Take the clip's size from this manifest.")
     ] = None,
     data_root: DataRoot = None,
 ) -> None:
@@ -151,7 +151,7 @@ def _near_option(context: typer.Context, overrides: list[str]) -> str | None:
 
 
 def _order(
-    path: Path, data_root: Path | None, recipe: TrainRecipe, world_size: int
+    path: str, data_root: str | None, recipe: TrainRecipe, world_size: int
 ) -> tuple[Manifest, SampleOrder]:
     from kinema.data.manifest import Manifest
     from kinema.training.estimate import order_of
@@ -177,7 +177,7 @@ def _steps(text: str, count: int) -> range:
 
 
 def _clip_size(
-    clip: str, manifest: Path | None, data_root: Path | None
+    clip: str, manifest: str | None, data_root: str | None
 ) -> tuple[str, tuple[int, int, int], str]:
     """What to call the clip; frames, height, width; and the filter that dropped it."""
     if manifest is None:
@@ -202,7 +202,8 @@ def _find_row(clips: Manifest, clip: str) -> int:
     from kinema.config.errors import KinemaError
 
     file = os.path.abspath(clip)
-    for path in (clip, file, os.path.relpath(file, clips.root)):
+    below = [] if isinstance(clips.root, str) else [os.path.relpath(file, clips.root)]
+    for path in (clip, file, *below):
         row = int(pc.index(clips.table.column("path"), path).as_py())
         if row >= 0:
             return row

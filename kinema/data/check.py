@@ -27,7 +27,7 @@ class BadRow:
     message: str
 
 
-def decode_fully(path: Path) -> tuple[int, int, int]:
+def decode_fully(path: Path | str) -> tuple[int, int, int]:
     """Frames, height and width, from decoding every frame.
 
     Raises:

@@ -26,6 +26,7 @@ from kinema.media.clip import load_clip, load_image
 from kinema.media.errors import MediaError
 from kinema.media.info import IMAGE_SUFFIXES
 from kinema.media.pool import DecodePool
+from kinema.media.stores import suffix
 from kinema.media.transform import last_crop_start, temporal_crop
 
 IMAGE_FPS = 120.0
@@ -75,7 +76,7 @@ class Clips(Protocol):
     def column(self, name: str) -> NDArray[Any]: ...
     def text(self, row: int) -> str: ...
     def path(self, row: int) -> str: ...
-    def absolute_path(self, row: int) -> Path: ...
+    def absolute_path(self, row: int) -> Path | str: ...
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ class Loader:
             key = ClipKey(row, start * self._config.frame_interval, bucket.frames, *size)
             return key, self._readers.submit(self._latents.read, row, bucket, start)
         path = self._manifest.absolute_path(row)
-        image = path.suffix.lower() in IMAGE_SUFFIXES
+        image = suffix(path) in IMAGE_SUFFIXES
         indices = [0] if image else self._crop(row, bucket.frames, epoch)
         # Where a window starts says where it goes on, and crops of a frame are not drawn.
         key = ClipKey(row, indices[0], bucket.frames, *size)

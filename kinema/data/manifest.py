@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kinema.config.errors import KinemaError
-from kinema.data.tables import check_there, read_table, readable_parquet, write_table
+from kinema.data.tables import check_there, fetched, read_table, readable_parquet, write_table
 from kinema.data.text_on_disk import (
     TextDigest,
     TextOnDisk,
@@ -32,6 +32,7 @@ from kinema.data.text_on_disk import (
     large_text_columns,
     text_on_disk,
 )
+from kinema.media.stores import is_url, join, parent
 
 TEXT = ("path", "text")
 WHOLE = ("num_frames", "height", "width", "resolution", "file_size")
@@ -56,14 +57,14 @@ class Manifest:
     for: planning needs none of it.
 
     Attributes:
-        root: the folder that relative paths are below, absolute.
+        root: the folder that relative paths are below: an absolute path, or the URL of a store.
         source: what messages call this manifest.
     """
 
     def __init__(
         self,
         table: pa.Table,
-        root: Path,
+        root: Path | str,
         *,
         source: str = "manifest",
         text_file: tuple[Path, Sequence[str]] | None = None,
@@ -77,7 +78,7 @@ class Manifest:
             ManifestError: a needed column is missing or of another type, a size is missing, zero
                 or not whole, a path is empty or leaves `root`; names the first rows.
         """
-        self.root = Path(os.path.abspath(root))
+        self.root = _absolute(root)
         self.source = source
         self._text_file = text_file
         self._held = self._complete(table)
@@ -87,13 +88,16 @@ class Manifest:
         """Read a `.csv` or `.parquet` manifest.
 
         Args:
-            data_root: the folder that relative paths are below; default: the manifest's own.
+            path: a path, or the URL of a store.
+            data_root: the folder that relative paths are below, or the URL of a store; default:
+                the manifest's own.
 
         Raises:
             KinemaError: the file is missing, unreadable or not a manifest.
         """
-        path = Path(path)
+        root, source = data_root or parent(path), str(path)
         hint = CURE.format(path)
+        path = fetched(path)
         types = {name: pa.float64() for name in (*WHOLE, *REAL)}
         types |= {name: pa.large_string() for name in (*TEXT, "dropped_by")}
         on_disk: list[str] = []
@@ -102,17 +106,16 @@ class Manifest:
                 on_disk = large_text_columns(path)
         table = read_table(path, types, hint=hint, leave=on_disk)
         if table.num_rows == 0:
-            raise ManifestError("has no rows", where=str(path), hint=hint)
-        root = Path(data_root) if data_root else path.parent
+            raise ManifestError("has no rows", where=source, hint=hint)
         text_file = (path, on_disk) if on_disk else None
-        return cls(table, root, source=str(path), text_file=text_file)
+        return cls(table, root, source=source, text_file=text_file)
 
     @classmethod
     def from_columns(
         cls, columns: Mapping[str, Sequence[Any] | Numbers | pa.Array], root: str | Path
     ) -> Manifest:
         """A manifest made in memory of at least the needed columns."""
-        return cls(pa.table(dict(columns)), Path(root))
+        return cls(pa.table(dict(columns)), root)
 
     def write(self, path: str | Path, *, data_root: str | Path | None = None) -> None:
         """Write as CSV or Parquet, by the ending; a file of that name is replaced at the end.
@@ -120,13 +123,13 @@ class Manifest:
         Relative paths stay when they mean the same file from there (`data_root`, or the folder
         of `path`), otherwise they become absolute.
         """
-        path = Path(path)
         table = self.table
-        if Path(os.path.abspath(data_root or path.parent)) != self.root:
+        if _absolute(data_root or parent(path)) != self.root:
             column = table.column("path")
             empty = pa.scalar("", column.type)
             below = pa.scalar(f"{str(self.root).rstrip('/')}/", column.type)
-            prefix = pc.if_else(pc.starts_with(column, "/"), empty, below)
+            whole = pc.or_(pc.starts_with(column, "/"), pc.match_substring(column, "://"))
+            prefix = pc.if_else(whole, empty, below)
             absolute = pc.binary_join_element_wise(prefix, column, empty)
             table = table.set_column(table.column_names.index("path"), "path", absolute)
         if not len(self) or pc.max(pc.binary_length(table.column("dropped_by"))).as_py() == 0:
@@ -206,9 +209,10 @@ class Manifest:
         """The clip's caption; may be empty, see `require_captions`."""
         return str(self.table.column("text")[row].as_py())
 
-    def absolute_path(self, row: int) -> Path:
-        """Where the clip is. Absolute paths are used as written, others are below `root`."""
-        return self.root / self.path(row)
+    def absolute_path(self, row: int) -> Path | str:
+        """Where the clip is: a path, or the URL of a store. Absolute paths and URLs are used as
+        written, others are below `root`."""
+        return join(self.root, self.path(row))
 
     @functools.cached_property
     def blank(self) -> Numbers:
@@ -416,3 +420,7 @@ def row_list(rows: Numbers, show: int = 5) -> str:
     first = ", ".join(str(row) for row in rows[:show])
     more = f" and {len(rows) - show} more" if len(rows) > show else ""
     return f"{'row' if len(rows) == 1 else 'rows'} {first}{more}"
+
+
+def _absolute(root: str | Path) -> Path | str:
+    return str(root).rstrip("/") if is_url(root) else Path(os.path.abspath(root))

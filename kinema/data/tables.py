@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -12,6 +15,7 @@ import pyarrow.parquet as pa_parquet
 
 from kinema.config.errors import KinemaError
 from kinema.data.writing import writing
+from kinema.media.stores import filesystem, is_url, store_errors, upload, version_in_store
 from kinema.media.write import atomic_output
 
 ENDINGS = (".csv", ".parquet")
@@ -141,13 +145,57 @@ def readable_parquet(path: Path, hint: str) -> Iterator[None]:
         ) from None
 
 
-def write_table(table: pa.Table, path: Path) -> None:
+def fetched(place: str | Path) -> Path:
+    """The table as a file of this machine: one in a store is copied to the user's cache first, and
+    again when it changes there.
+
+    Raises:
+        KinemaError: another ending, no such file, no access.
+    """
+    if not is_url(place):
+        return Path(place)
+    url = str(place)
+    name = url.rsplit("/", 1)[-1]
+    check_ending(Path(name))
+    try:
+        version = version_in_store(url)
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kinema/tables"
+        key = hashlib.blake2b(f"{url} {version}".encode(), digest_size=12).hexdigest()
+        file = cache / key / name
+        if not file.is_file():
+            system, path = filesystem(url)
+            with writing(file), atomic_output(file) as temporary, store_errors(url):
+                system.get_file(path, str(temporary))
+    except FileNotFoundError:
+        raise KinemaError("does not exist", where=url) from None
+    except OSError as error:
+        raise KinemaError(f"cannot be read: {error.strerror or error}", where=url) from None
+    return file
+
+
+def write_table(table: pa.Table, path: str | Path) -> None:
     """Write a table as `.csv` or `.parquet`; a file of that name is replaced when all is written.
+
+    Args:
+        path: a path, or the URL of a store.
 
     Raises:
         KinemaError: any other ending; a column that CSV cannot hold; the disk is full, the folder
             cannot be written.
     """
+    if is_url(path):
+        url = str(path)
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / url.rsplit("/", 1)[-1]
+            write_table(table, file)
+            try:
+                upload(file, url)
+            except OSError as error:
+                raise KinemaError(
+                    f"cannot be written: {error.strerror or error}", where=url
+                ) from None
+        return
+    path = Path(path)
     ending = check_ending(path)
     with writing(path), atomic_output(path) as temporary:
         if ending == ".csv":

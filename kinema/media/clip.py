@@ -5,18 +5,18 @@ Runs in decode workers, so it must import without torch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from kinema.media.image import read_image
 from kinema.media.read import iter_frames
+from kinema.media.stores import Place
 from kinema.media.transform import IMAGE_TRANSFORMS, VIDEO_TRANSFORMS, Floats
 
 
 def load_clip(
-    path: str | os.PathLike[str],
+    path: Place,
     indices: Sequence[int],
     size: tuple[int, int],
     transform: str = "resize_crop",
@@ -43,7 +43,7 @@ def load_clip(
 
 
 def load_frames(
-    path: str | os.PathLike[str],
+    path: Place,
     indices: Sequence[int] | None,
     size: tuple[int, int],
     transform: str = "resize_crop",
@@ -54,9 +54,7 @@ def load_frames(
     return load_clip(path, indices, size, transform)
 
 
-def load_image(
-    path: str | os.PathLike[str], size: tuple[int, int], transform: str = "resize_crop"
-) -> Floats:
+def load_image(path: Place, size: tuple[int, int], transform: str = "resize_crop") -> Floats:
     """An image as a clip of one frame.
 
     Args:

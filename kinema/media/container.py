@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -15,6 +16,7 @@ from av.video.stream import VideoStream
 
 from kinema.media.cut_off import cut_off
 from kinema.media.errors import MediaError
+from kinema.media.stores import Place, is_url, open_place, size_in_store
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -29,19 +31,25 @@ _KINDS = (
 class OpenVideo:
     """An open file and the video stream that is read from it."""
 
-    path: Path
+    path: Path | str
     container: InputContainer
     stream: VideoStream
     file_size: int
 
 
-def check_file(path: str | os.PathLike[str]) -> int:
+def check_file(path: Place) -> int:
     """Size in bytes of a file that can be read. Never blocks on a FIFO: it is not opened.
 
     Raises:
         MediaError: `missing`, `unreadable`, `not_a_file` or `empty`.
+        StoreError: a URL of a store that this machine cannot read from.
     """
     with file_errors(path):
+        if is_url(path):
+            size = size_in_store(path)
+            if size == 0:
+                raise MediaError("empty", path)
+            return size
         status = os.stat(path)
         for is_kind, name in _KINDS:
             if is_kind(status.st_mode):
@@ -53,32 +61,39 @@ def check_file(path: str | os.PathLike[str]) -> int:
 
 
 @contextmanager
-def open_video(path: str | os.PathLike[str]) -> Iterator[OpenVideo]:
+def open_video(path: Place) -> Iterator[OpenVideo]:
     """Open a video with one decoder thread; closes decoder and file at the end of the block.
 
     Errors of FFmpeg inside the block become MediaError as well.
 
+    Args:
+        path: a path, or the URL of a store (`kinema.media.stores`).
+
     Raises:
         MediaError: with the reason.
+        StoreError: a URL of a store that this machine cannot read from.
     """
     size = check_file(path)
     # "file:" keeps FFmpeg from reading a colon in the name as a protocol, the white list keeps
     # play lists from reaching for the network.
     name, options = f"file:{os.fspath(path)}", {"protocol_whitelist": "file"}
-    with file_errors(path):
-        missing = cut_off(path)
+    with file_errors(path), open_place(path) as file:
+        missing = cut_off(file)
         if missing:
             raise MediaError("truncated", path, missing)
+        file.seek(0)
+        source: Any = file if is_url(path) else name
         try:
-            container = av.open(name, options=options, metadata_errors="replace")
+            container = av.open(source, options=options, metadata_errors="replace")
         except av.error.InvalidDataError:
             raise MediaError("not_media", path) from None
         with container:
-            yield OpenVideo(Path(path), container, _video_stream(container, path), size)
+            here = os.fspath(path) if is_url(path) else Path(path)
+            yield OpenVideo(here, container, _video_stream(container, path), size)
 
 
 @contextmanager
-def file_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+def file_errors(path: Place) -> Iterator[None]:
     """Turn errors of the operating system and of FFmpeg into MediaError."""
     try:
         yield
@@ -92,7 +107,7 @@ def file_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise MediaError("unreadable", path, error.strerror or str(error)) from None
 
 
-def _video_stream(container: InputContainer, path: str | os.PathLike[str]) -> VideoStream:
+def _video_stream(container: InputContainer, path: Place) -> VideoStream:
     cover = av.stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & cover]
     if not streams:

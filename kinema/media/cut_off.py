@@ -13,17 +13,19 @@ _EBML = b"\x1a\x45\xdf\xa3"
 _SEGMENT = b"\x18\x53\x80\x67"
 
 
-def cut_off(path: str | os.PathLike[str]) -> str:
+def cut_off(file: BinaryIO) -> str:
     """What is missing at the end of an mp4 or Matroska file, in words; "" if nothing seems to be.
 
     Frames of an mp4 that lie beyond its end are not looked for: that takes its index.
+
+    Args:
+        file: open for reading, at its start.
     """
-    with open(path, "rb") as file:
-        start = file.read(8)
-        if start[4:] == b"ftyp":
-            return _mp4_cut_off(file)
-        if start[:4] == _EBML:
-            return _matroska_cut_off(file)
+    start = file.read(8)
+    if start[4:] == b"ftyp":
+        return _mp4_cut_off(file)
+    if start[:4] == _EBML:
+        return _matroska_cut_off(file)
     return ""
 
 

@@ -46,7 +46,7 @@ class MediaError(KinemaError):
         what = f"{sentence} ({detail})" if detail else sentence
         super().__init__(what, where=str(path), hint=hint)
         self.reason = reason
-        self.path = Path(path)
+        self.path = path if isinstance(path, str) else Path(path)
         self.detail = detail
 
     def __reduce__(self) -> tuple[object, ...]:

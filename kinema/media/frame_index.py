@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from kinema.media.container import OpenVideo, open_video
 from kinema.media.errors import MediaError
+from kinema.media.stores import Place
 
 _SHOW_FRAME = 0x10  # of the first byte of a VP8 packet; others only feed the reference buffers
 
@@ -84,7 +84,7 @@ def container_index(video: OpenVideo) -> FrameIndex | None:
     return FrameIndex(times, int(times[-1]) + step, stream.time_base, keys, timed=True)
 
 
-def packet_index(path: str | os.PathLike[str]) -> FrameIndex:
+def packet_index(path: Place) -> FrameIndex:
     """The index from all packets of the file, without decoding them.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +11,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kinema.media.container import check_file, file_errors
 from kinema.media.errors import MediaError
+from kinema.media.stores import Place, open_place
 
 
 def read_image(
-    path: str | os.PathLike[str], size: tuple[int, int] | None = None
+    path: Place, size: tuple[int, int] | None = None
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """An image, upright (EXIF rotation applied); transparency is dropped.
 
@@ -37,12 +37,12 @@ def read_image(
 
 
 @contextmanager
-def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def open_image(path: Place) -> Iterator[Image.Image]:
     """An open image whose pixels are not decoded yet; Pillow's errors become MediaError."""
     check_file(path)
     with file_errors(path):
         try:
-            with Image.open(path) as image:
+            with open_place(path) as file, Image.open(file) as image:
                 yield image
         except UnidentifiedImageError:
             raise MediaError("not_media", path) from None

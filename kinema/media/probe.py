@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 from PIL import ImageOps
 
@@ -14,6 +11,7 @@ from kinema.media.frame_index import FrameIndex, container_index, packet_index
 from kinema.media.image import open_image
 from kinema.media.info import IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaInfo
 from kinema.media.read import upright_rgb
+from kinema.media.stores import Place, suffix
 
 __all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "MediaInfo", "probe"]
 
@@ -21,7 +19,7 @@ _EXIF_ORIENTATION = 0x0112
 _EXIF_CLOCKWISE = {3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}
 
 
-def probe(path: str | os.PathLike[str]) -> MediaInfo:
+def probe(path: Place) -> MediaInfo:
     """Facts about a video or image file, told apart by the name's ending.
 
     Frames are counted exactly: from the container's table where that is consistent, else from
@@ -30,12 +28,12 @@ def probe(path: str | os.PathLike[str]) -> MediaInfo:
     Raises:
         MediaError: the file cannot be used; `reason` says why.
     """
-    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+    if suffix(path) in IMAGE_SUFFIXES:
         return _probe_image(path)
     return _probe_video(path)
 
 
-def _probe_image(path: str | os.PathLike[str]) -> MediaInfo:
+def _probe_image(path: Place) -> MediaInfo:
     size = check_file(path)
     with open_image(path) as image:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
@@ -55,7 +53,7 @@ def _probe_image(path: str | os.PathLike[str]) -> MediaInfo:
         )
 
 
-def _probe_video(path: str | os.PathLike[str]) -> MediaInfo:
+def _probe_video(path: Place) -> MediaInfo:
     with open_video(path) as video:
         index = container_index(video) or packet_index(path)
         frame = next(video.container.decode(video.stream), None)

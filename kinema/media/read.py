@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -13,6 +12,7 @@ from av import VideoFrame
 from kinema.media.container import OpenVideo, open_video
 from kinema.media.errors import MediaError
 from kinema.media.frame_index import FrameIndex, container_index, packet_index
+from kinema.media.stores import Place
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -21,7 +21,7 @@ _SEEKABLE = {"mov", "matroska", "webm", "avi"}
 
 
 def read_frames(
-    path: str | os.PathLike[str],
+    path: Place,
     indices: Sequence[int] | None = None,
     size: tuple[int, int] | None = None,
 ) -> Picture:
@@ -54,7 +54,7 @@ def read_frames(
 
 
 def read_at_fps(
-    path: str | os.PathLike[str],
+    path: Place,
     fps: float,
     num_frames: int,
     start_s: float = 0.0,
@@ -87,7 +87,7 @@ def read_at_fps(
 
 
 def iter_frames(
-    path: str | os.PathLike[str],
+    path: Place,
     indices: Sequence[int] | None = None,
     size: tuple[int, int] | None = None,
 ) -> Iterator[tuple[int, Picture]]:
@@ -101,7 +101,7 @@ def iter_frames(
         yield position, picture
 
 
-def count_by_decoding(path: str | os.PathLike[str]) -> int:
+def count_by_decoding(path: Place) -> int:
     """Decode every frame, as a check of the whole file; their number.
 
     Raises:
@@ -124,9 +124,7 @@ class _IndexIsWrongError(Exception):
     """The frames that come out are not those that the index promised."""
 
 
-def _decode(
-    path: str | os.PathLike[str], indices: Sequence[int] | None
-) -> Iterator[tuple[int, VideoFrame]]:
+def _decode(path: Place, indices: Sequence[int] | None) -> Iterator[tuple[int, VideoFrame]]:
     """`(position, frame)` of the wanted frames in presentation order.
 
     Trusts the container's own table first; should a frame contradict it, goes on by an index of

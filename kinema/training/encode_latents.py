@@ -26,6 +26,7 @@ from kinema.media.clip import load_frames
 from kinema.media.errors import MediaError
 from kinema.media.info import IMAGE_SUFFIXES
 from kinema.media.pool import DecodePool
+from kinema.media.stores import suffix
 from kinema.media.transform import temporal_crop
 from kinema.models.autoencoder import Autoencoder
 from kinema.models.config import VAEConfig, VideoVAEConfig
@@ -318,7 +319,7 @@ def _decoded(
 
     def call(clip: Clip) -> tuple[Any, ...]:
         path, size = manifest.absolute_path(clip.row), (clip.height, clip.width)
-        if path.suffix.lower() in IMAGE_SUFFIXES:
+        if suffix(path) in IMAGE_SUFFIXES:
             return path, None, size, transform
         indices = temporal_crop(int(total[clip.row]), clip.frames, interval, 0)
         return path, indices, size, transform

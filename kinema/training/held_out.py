@@ -25,6 +25,7 @@ from kinema.media.clip import load_clip, load_image
 from kinema.media.errors import MediaError
 from kinema.media.info import IMAGE_SUFFIXES
 from kinema.media.pool import DecodePool
+from kinema.media.stores import is_url, join, suffix
 from kinema.media.transform import temporal_crop
 from kinema.models.autoencoder import Autoencoder
 from kinema.models.text import TextEncoder
@@ -101,7 +102,12 @@ def refuse_shared(manifest: Manifest, training: Manifest) -> None:
     paths = training.table.column("path")
     written: list[str] = []  # the held-out files as the training manifest would write them
     for path in manifest.table.column("path").to_pylist():
-        whole = os.path.normpath(manifest.root / path)
+        whole = join(manifest.root, path)
+        if is_url(whole):
+            root = f"{training.root}/"
+            written += [str(whole), str(whole).removeprefix(root)]
+            continue
+        whole = os.path.normpath(whole)
         below = os.path.relpath(whole, training.root)
         written += [whole, below, f"./{below}"]
     shared = paths.filter(pc.is_in(paths, pa.array(written, paths.type)))
@@ -161,7 +167,7 @@ class Preparer:
     def _decode(self, pool: DecodePool, clip: HeldOut) -> Future[Floats]:
         path, config = self._manifest.absolute_path(clip.row), self._data
         size = (clip.bucket.height, clip.bucket.width)
-        if path.suffix.lower() in IMAGE_SUFFIXES:
+        if suffix(path) in IMAGE_SUFFIXES:
             return pool.submit(load_image, path, size, config.transform)
         total = int(self._manifest.column("num_frames")[clip.row])
         indices = temporal_crop(total, clip.bucket.frames, config.frame_interval, 0)

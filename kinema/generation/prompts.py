@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kinema.config.errors import KinemaError
+from kinema.models.score_words import add_scores
 
 JSON_KEYS = ("reference_path", "mask_strategy")
 
@@ -116,23 +117,6 @@ def text_of_segment(prompt: str, segment: int) -> str:
     texts, starts = split_segments(prompt)
     # The last one that has started.
     return texts[0 if starts is None else sum(start <= segment for start in starts) - 1]
-
-
-def add_scores(
-    text: str,
-    aes: float | None = None,
-    flow: float | None = None,
-    camera_motion: str | None = None,
-) -> str:
-    """The text with scores in the words 1.2 was trained with; none is given twice."""
-    scored = text
-    if aes is not None and "aesthetic score:" not in text:
-        scored += f" aesthetic score: {aes:.1f}."
-    if flow is not None and "motion score:" not in text:
-        scored += f" motion score: {flow:.1f}."
-    if camera_motion is not None and "camera motion:" not in text:
-        scored += f" camera motion: {camera_motion}."
-    return scored
 
 
 def split_json(prompt: str) -> PromptLine:

@@ -1,30 +1,28 @@
 """Prompts made richer by a language model, through any OpenAI-compatible endpoint.
 
 Off unless it is asked for. Whatever goes wrong with the endpoint, the prompt stays as it was, and
-a warning says why. The key is read from the environment, travels in the request's header and
-appears nowhere else; it does not leave this machine without encryption.
+a warning says why. What becomes of the key is in `kinema.endpoint.chat`.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import json
 import logging
-import math
-import os
-import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
-from http.client import HTTPException, HTTPResponse
-from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-from kinema.config.errors import KinemaError
 from kinema.config.settings import settings
+from kinema.endpoint.chat import (
+    LONGEST_WAIT_S,
+    ChatEndpoint,
+    NoAnswerError,
+    PassingError,
+    RefusedError,
+    chat_url,
+    check_address,
+    read_key,
+    unwrapped,
+)
 from kinema.generation.prompts import join_segments, split_segments
 
 TEMPLATE = """\
@@ -39,13 +37,6 @@ mention sound, do not address anyone, and do not add titles, lists or remarks.
 
 Answer with the caption alone.
 """
-MAX_ANSWER_BYTES = 1 << 20
-LONGEST_WAIT_S = 60.0
-_THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
-_FENCE = re.compile(r"^```\w*\s|\s*```$")
-_QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u00ab": "\u00bb"}
-_AGAIN = (408, 409, 425, 429)
-"""Answers below 500 after which the same request may succeed later."""
 
 log = logging.getLogger(__name__)
 
@@ -72,17 +63,7 @@ class RefineConfig:
     """What the language model is told to do with the prompt that follows."""
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(
-                f"endpoint is {self.endpoint!r}; it must be an http or https address, such as "
-                "http://localhost:8000/v1"
-            )
-        if parts.username is not None or parts.password is not None:
-            raise ValueError(
-                "endpoint holds a user name or password; put the key into an environment variable "
-                "and name that in api_key_env"
-            )
+        check_address(self.endpoint)
         if not self.model:
             raise ValueError("model is empty; name one that the endpoint has")
         for name in ("timeout_s", "max_chars"):
@@ -95,11 +76,7 @@ class RefineConfig:
     @property
     def url(self) -> str:
         """Where requests go."""
-        parts = urlsplit(self.endpoint)
-        path = parts.path.rstrip("/")
-        if not path.endswith("/chat/completions"):
-            path += "/chat/completions"
-        return urlunsplit(parts._replace(path=path, fragment=""))
+        return chat_url(self.endpoint)
 
     def key(self) -> str:
         """The key; empty where none is set.
@@ -107,23 +84,12 @@ class RefineConfig:
         Raises:
             KinemaError: it would travel to another machine in clear.
         """
-        key = os.environ.get(self.api_key_env, "").strip()
-        parts = urlsplit(self.endpoint)
-        if key and parts.scheme == "http" and not _is_this_machine(parts.hostname or ""):
-            raise KinemaError(
-                f"the key in {self.api_key_env} would be sent to {parts.hostname} without "
-                "encryption",
-                where="--refine",
-                hint="an https address; or, if it needs no key, --refine-key-env NONE",
-            )
-        return key
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        return read_key(
+            self.api_key_env,
+            self.endpoint,
+            where="--refine",
+            hint="an https address; or, if it needs no key, --refine-key-env NONE",
+        )
 
 
 @dataclass(frozen=True)
@@ -165,8 +131,7 @@ def refine(
     Raises:
         KinemaError: a prompt whose segments cannot be read, or a key that would be sent in clear.
     """
-    key = config.key()
-    opener = urllib.request.build_opener(_NoRedirects)
+    endpoint = ChatEndpoint(config.url, config.key(), config.timeout_s)
     done: list[RefinedPrompt] = []
     given_up: str | None = None
     for prompt in prompts:
@@ -174,7 +139,7 @@ def refine(
             if given_up is not None:
                 raise _NotRefinedError(given_up, lasting=True)
             texts, starts = split_segments(prompt)
-            refined = join_segments([_refine_text(opener, t, config, key) for t in texts], starts)
+            refined = join_segments([_refine_text(endpoint, t, config) for t in texts], starts)
             done.append(RefinedPrompt(prompt, refined))
         except _NotRefinedError as failure:
             if given_up is None:
@@ -187,9 +152,7 @@ def refine(
     return done
 
 
-def _refine_text(
-    opener: urllib.request.OpenerDirector, text: str, config: RefineConfig, key: str
-) -> str:
+def _refine_text(endpoint: ChatEndpoint, text: str, config: RefineConfig) -> str:
     body = {
         "model": config.model,
         "messages": [
@@ -197,93 +160,25 @@ def _refine_text(
             {"role": "user", "content": text},
         ],
     }
-    headers = {"Content-Type": "application/json", "Accept": "application/json"}
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
     wait = config.backoff_s
     for attempt in range(config.retries + 1):
-        request = urllib.request.Request(config.url, json.dumps(body).encode(), headers)
         try:
-            return _caption(_ask(opener, request, config.timeout_s), config, key)
-        except _PassingError as reason:
+            return _caption(endpoint.ask(body).text, config, endpoint.key)
+        except PassingError as reason:
             if attempt == config.retries:
                 times = f" (asked {attempt + 1} times)" if attempt else ""
                 raise _NotRefinedError(f"{reason}{times}", lasting=True) from None
             time.sleep(min(max(wait, reason.wait_s), LONGEST_WAIT_S))
             wait *= 2
+        except NoAnswerError as reason:
+            lasting = isinstance(reason, RefusedError)
+            raise _NotRefinedError(str(reason), lasting=lasting) from None
     raise AssertionError("the loop returns or raises")
 
 
-class _PassingError(Exception):
-    """A failure after which it is worth asking again."""
-
-    def __init__(self, why: str, wait_s: float = 0.0) -> None:
-        super().__init__(why)
-        self.wait_s = wait_s
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another place."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
-def _ask(
-    opener: urllib.request.OpenerDirector, request: urllib.request.Request, timeout_s: float
-) -> bytes:
-    """The answer's body.
-
-    Messages name no address, header or text of the server's: any of them may hold the key.
-    """
-    deadline = time.monotonic() + timeout_s
-    try:
-        with opener.open(request, timeout=timeout_s) as response:
-            return _read(response, deadline)
-    except urllib.error.HTTPError as error:
-        with error:
-            what = f"the endpoint answered {error.code} {_phrase(error.code)}".rstrip()
-            wait_s = _retry_after(error.headers.get("Retry-After"))
-        if error.code >= 500 or error.code in _AGAIN:
-            raise _PassingError(what, wait_s) from None
-        raise _NotRefinedError(what, lasting=True) from None
-    except TimeoutError:
-        raise _PassingError(f"no answer within {timeout_s:g} s") from None
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError):
-            raise _PassingError(f"no answer within {timeout_s:g} s") from None
-        reason = getattr(error.reason, "strerror", None) or type(error.reason).__name__
-        raise _PassingError(f"the endpoint cannot be reached: {reason}") from None
-    except (HTTPException, OSError) as error:
-        raise _PassingError(f"the connection broke: {type(error).__name__}") from None
-
-
-def _read(response: HTTPResponse, deadline: float) -> bytes:
-    """Everything, but not for longer than the time limit: the socket's own limit is per piece."""
-    body = bytearray()
-    while piece := response.read1(65536):
-        body += piece
-        if len(body) > MAX_ANSWER_BYTES:
-            raise _NotRefinedError("the answer is longer than any caption")
-        if time.monotonic() > deadline:
-            raise TimeoutError
-    return bytes(body)
-
-
-def _caption(body: bytes, config: RefineConfig, key: str) -> str:
-    try:
-        text = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        raise _NotRefinedError("the answer is no chat completion in JSON") from None
-    if not isinstance(text, str):
-        raise _NotRefinedError("the answer holds no text")
-    text = _THOUGHTS.sub("", text).strip()
-    text = _FENCE.sub("", _FENCE.sub("", text))
+def _caption(text: str, config: RefineConfig, key: str) -> str:
     # One line; bars would start segments.
-    text = " ".join(text.replace("|", " ").split())
-    ends, inner = text[:1] + text[-1:], text[1:-1]
-    if inner and _QUOTES.get(ends[0]) == ends[1] and not any(mark in inner for mark in ends):
-        text = inner.strip()
+    text = " ".join(unwrapped(text.replace("|", " ")).split())
     if not any(c.isalpha() for c in text):
         raise _NotRefinedError("the answer is empty")
     if len(text) > config.max_chars:
@@ -293,19 +188,3 @@ def _caption(body: bytes, config: RefineConfig, key: str) -> str:
     if key and key in text:
         raise _NotRefinedError("the answer repeats the key")
     return text
-
-
-def _phrase(code: int) -> str:
-    try:
-        return HTTPStatus(code).phrase
-    except ValueError:
-        return ""
-
-
-def _retry_after(text: str | None) -> float:
-    """Seconds; dates and nonsense count as none."""
-    try:
-        seconds = float(text or "")
-    except ValueError:
-        return 0.0
-    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0

@@ -14,14 +14,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "telemetry": {"config"},
     "media": {"config"},
+    "endpoint": {"config"},
     "models": {"config"},
     "diffusion": {"config"},
     "data": {"config", "telemetry", "media"},
     "checkpoint": {"config", "telemetry", "models"},
     "parallel": {"config", "models"},
-    "curation": {"config", "telemetry", "media", "models", "data", "checkpoint"},
+    "curation": {
+        "config", "telemetry", "media", "endpoint", "models", "data", "checkpoint",
+    },
     "generation": {
-        "config", "telemetry", "media", "models", "diffusion", "parallel", "checkpoint",
+        "config", "telemetry", "media", "endpoint", "models", "diffusion", "parallel", "checkpoint",
     },
     "training": {
         "config", "telemetry", "media", "models", "diffusion", "data", "checkpoint", "parallel",

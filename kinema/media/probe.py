@@ -65,7 +65,7 @@ def _probe_video(path: Place) -> MediaInfo:
             num_frames=len(index),
             width=picture.shape[1],
             height=picture.shape[0],
-            fps=_average_rate(index, float(video.stream.average_rate or 0)),
+            fps=average_rate(index, float(video.stream.average_rate or 0)),
             duration_s=index.duration_s,
             codec=video.stream.codec_context.name,
             rotation=-round(frame.rotation / 90) % 4 * 90,
@@ -74,7 +74,7 @@ def _probe_video(path: Place) -> MediaInfo:
         )
 
 
-def _average_rate(index: FrameIndex, declared: float) -> float:
+def average_rate(index: FrameIndex, declared: float) -> float:
     """Frames per second; the container's word where the frames agree with it, as it is exact."""
     if index.duration_s <= 0:
         return 0.0

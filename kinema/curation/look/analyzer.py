@@ -43,6 +43,11 @@ class FrameView(Protocol):
         ...
 
     @property
+    def full_range(self) -> bool:
+        """Whether `luma` is 0..255; else it is 16..235."""
+        ...
+
+    @property
     def small(self) -> Picture:
         """`[h, w]` luma reduced by averaging to `SMALL`, full range 0..255."""
         ...

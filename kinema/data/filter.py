@@ -30,7 +30,7 @@ READY_RULES = {
     "min(height, width) >= 480": "at least 480p",
     "0.4 <= height / width <= 2.5": "no extreme shape",
     "fps >= 15": "motion is smooth",
-    "motion_mv >= 0.00098 or motion_mv_patch >= 1e-6": "something moves, by the codec's vectors",
+    "motion_mv >= 0.00098": "something moves, by the codec's vectors",
     "static_share <= 0.5": "not a still for half of its length",
     "border_share <= 0.2": "no more black border than cropping takes away",
     "ocr_area <= 0.05": "little text on screen",

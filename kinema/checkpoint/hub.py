@@ -24,7 +24,7 @@ from kinema.checkpoint.errors import HubError
 from kinema.checkpoint.places import HubFiles, Wanted
 
 NAME = re.compile(
-    r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?P<file>(?:/[\w.-]+)+)?(?:@(?P<revision>[\w./-]+))?"
+    r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?P<file>(?:/[\w.+-]+)+)?(?:@(?P<revision>[\w./-]+))?"
 )
 """`owner/repository`, `owner/repository/folder/file`, each with `@revision`."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".json")
@@ -41,8 +41,10 @@ PREFERRED = (
 """Files of weights to take of a repository that is named without a file, best first."""
 CONNECT_S = 10.0
 """How long a hub may take to answer before it counts as out of reach."""
-BESIDE_TEXT = (
+BESIDE_WEIGHTS = (
     "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
     "spiece.model",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -51,7 +53,7 @@ BESIDE_TEXT = (
     "vocab.json",
     "merges.txt",
 )
-"""What a text encoder's folder may need beside its weights."""
+"""What the folder of a text encoder or of an image model may need beside its weights."""
 
 
 def resolve(wanted: Mapping[str, Wanted], *, offline: bool = False) -> dict[str, Path]:
@@ -230,7 +232,7 @@ def _choose(source: HubFiles, wanted: Wanted) -> HubFiles:
             hint=f"name the file: {wanted.flag} {source.repo}/FILE"
             + (f"; it has {', '.join(names[:6])}" if names else ""),
         )
-    beside = tuple(n for n in BESIDE_TEXT if n in names) if wanted.folder else ()
+    beside = tuple(n for n in BESIDE_WEIGHTS if n in names) if wanted.folder else ()
     return HubFiles(source.repo, (weights, *beside), revision=source.revision)
 
 

@@ -1,0 +1,123 @@
+"""Black bars: letterbox, pillarbox, or both.
+
+A picture's side is cut into segments, and for each it is noted at which row (or column) from the
+edge the picture stops being black. A bar is where, over the whole clip, most segments agree on one
+row: in a dark scene they do not, and a subtitle or a logo in the bar is only in a few.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from kinema.curation.look.analyzer import Picture, Signal
+
+SEGMENTS = 16
+BLACK = 14
+"""Stored levels above black up to which the outermost rows may be a bar."""
+STEP = 4.0
+"""Levels above the bar from which a segment of a row belongs to the picture."""
+QUANTILE = 0.1
+"""Of the clip's samples: a segment is bar as far as it is black in the other nine tenths."""
+AGREE = 0.6
+"""Share of segments that must end at the same row, within `max(2, 0.4 %)` pixels."""
+SMALLEST = 2
+"""Pixels below which a bar is none."""
+LEAST_PICTURE = 0.25
+"""Share of a side that bars must leave, else the picture is taken for black, not for barred."""
+
+
+class Borders(NamedTuple):
+    """Pixels to crop."""
+
+    top: int = 0
+    bottom: int = 0
+    left: int = 0
+    right: int = 0
+
+    def share(self, height: int, width: int) -> float:
+        """Of the picture's area."""
+        kept = (height - self.top - self.bottom) * (width - self.left - self.right)
+        return 1 - kept / (height * width)
+
+
+def black_depths(luma: Picture, full_range: bool) -> Signal:
+    """`[4, SEGMENTS]` int16: pixels from the top, bottom, left and right edge to where a segment
+    stops being black; the whole side where it never does.
+
+    Segments of the top and bottom are parts of the width, from the left; those of the left and
+    right parts of the height, from the top.
+    """
+    height, width = luma.shape
+    by_row: Any = cv2.resize(luma, (SEGMENTS, height), interpolation=cv2.INTER_AREA)
+    by_column: Any = cv2.resize(luma, (width, SEGMENTS), interpolation=cv2.INTER_AREA)
+    black = 0 if full_range else 16
+    sides = by_row, by_row[::-1], by_column.T, by_column.T[::-1]
+    return np.stack([_depths(side, black) for side in sides]).astype(np.int16)
+
+
+def find_borders(depths: Signal, height: int, width: int) -> Borders:
+    """The bars of a clip.
+
+    Args:
+        depths: `[M, 4, SEGMENTS]` of its samples.
+        height: of the picture as stored, pixels.
+        width: the same.
+    """
+    if not len(depths):
+        return Borders()
+    rank = int(QUANTILE * len(depths))
+    reach = np.partition(depths, rank, axis=0)[rank]
+    across, down = (0, 0), (0, 0)
+    for _ in range(2):  # what lies in the other pair's bars has no say
+        inside = _inside(across, width)
+        down = _pair(reach[0][inside], reach[1][inside], height)
+        inside = _inside(down, height)
+        across = _pair(reach[2][inside], reach[3][inside], width)
+    return Borders(*down, *across)
+
+
+def turned_borders(borders: Borders, rotation: int) -> Borders:
+    """Bars of the stored picture for the displayed one, which is turned clockwise by 0, 90, 180 or
+    270 degrees."""
+    top, bottom, left, right = borders
+    for _ in range(rotation // 90 % 4):
+        top, bottom, left, right = left, right, bottom, top
+    return Borders(top, bottom, left, right)
+
+
+def _depths(means: Signal, black: int) -> Signal:
+    """`[SEGMENTS]` of one side, from `[L, SEGMENTS]` means, the edge first."""
+    bar = float(np.median(means[:2]))
+    if bar > black + BLACK:
+        return np.zeros(SEGMENTS)
+    lit = means > bar + STEP
+    first = lit.argmax(0)
+    return np.where(lit.any(0), first, len(means))
+
+
+def _inside(bars: tuple[int, int], length: int) -> Signal:
+    """Which segments lie between two bars."""
+    edges = np.arange(SEGMENTS + 1) * length / SEGMENTS
+    inside = (edges[:-1] >= bars[0]) & (edges[1:] <= length - bars[1])
+    return inside if inside.any() else np.ones(SEGMENTS, np.bool_)
+
+
+def _pair(near: Signal, far: Signal, length: int) -> tuple[int, int]:
+    first, last = _bar(near, length), _bar(far, length)
+    if length - first - last < LEAST_PICTURE * length:
+        return 0, 0
+    return first, last
+
+
+def _bar(reach: Signal, length: int) -> int:
+    """The depth that most segments agree on, 0 if they do not."""
+    tolerance = max(2.0, 0.004 * length)
+    agree = np.abs(reach[:, None] - reach[None, :]) <= tolerance
+    best = int(agree.sum(1).argmax())
+    if agree[best].mean() < AGREE or reach[best] >= length:
+        return 0
+    depth = int(np.median(reach[agree[best]]))
+    return depth if depth >= SMALLEST else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Literal
 
@@ -44,7 +45,7 @@ def column_kind(type_: pa.DataType) -> Kind | None:
     return "text" if textual or kind == pa.string_view() else None
 
 
-def nearest(name: str, names: list[str]) -> str | None:
+def nearest(name: str, names: Collection[str]) -> str | None:
     """The name that was likely meant."""
     for other in names:
         if other.lower() == name.lower():

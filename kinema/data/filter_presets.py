@@ -82,7 +82,7 @@ PRESETS = {
             "Panda-70M, of which about 27 % stay",
             ("not blank(text)", "aesthetic >= 4.75"),
             "Open-Sora-Plan docs/Report-v1.3.0.md",
-            "LPIPS motion 0.001..0.3; DOVER technical >= 0; subtitles cropped, up to 20 % of a side",
+            "LPIPS motion 0.001..0.3; DOVER technical >= 0; subtitles cropped (20 % of a side)",
         ),
         Preset(
             "nemo-curator",

@@ -6,7 +6,6 @@ agree with it, else by all packets), so that what is found here holds for whoeve
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -20,6 +19,7 @@ from kinema.curation.look.probe import SourceInfo, describe
 from kinema.media.container import OpenVideo
 from kinema.media.errors import MediaError
 from kinema.media.frame_index import FrameIndex, container_index, packet_index
+from kinema.media.stores import Place
 
 MOST_DAMAGED = 0.5
 """Share of frames that may be missing or damaged before the file counts as broken."""
@@ -42,7 +42,7 @@ class Source:
     """Whether the index is the container's table, which frames may contradict."""
 
 
-def open_source(path: str | os.PathLike[str], video: OpenVideo, trust_table: bool = True) -> Source:
+def open_source(path: Place, video: OpenVideo, trust_table: bool = True) -> Source:
     """Index a file and decode its first frame.
 
     Raises:

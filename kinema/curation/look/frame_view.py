@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import cv2
@@ -180,6 +180,7 @@ _NO_VECTORS: Signal = np.empty(
 )  # fmt: skip
 
 
+@lru_cache
 def _to_bgr(shares: tuple[float, float], full_range: bool) -> np.ndarray[Any, np.dtype[np.float32]]:
     """`[3, 4]` that makes (B, G, R) of (Y, Cb, Cr, 1), by the definition of Y'CbCr (BT.601 2.5)."""
     red, blue = shares

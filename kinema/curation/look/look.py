@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from kinema.curation.config import HashConfig, MotionConfig, QualityConfig, ScenesConfig
-from kinema.curation.files import local_file, new_file
+from kinema.curation.files import new_file
 from kinema.curation.look.analyzer import SMALL
 from kinema.curation.stage import Bad, Found, Part, Places, Result, Row, Work
 from kinema.media.errors import MediaError
+from kinema.media.stores import Place
 
 if TYPE_CHECKING:
     from kinema.curation.look.analyzer import Analyzer, Signal
@@ -92,8 +93,7 @@ def look_at(stage: LookStage, places: Places, row: Row) -> Result:
     """All parts in the row's `todo`, from one pass over the file."""
     parts = {p.name: p for p in stage.parts if p.name in row["todo"]}
     try:
-        with local_file(row["path"]) as path:
-            seen = watch(path, _maker(stage, [name for name in parts if name != "probe"]))
+        seen = watch(row["path"], _maker(stage, [name for name in parts if name != "probe"]))
     except MediaError as error:
         return {name: Bad(error.reason, error.what) for name in parts}
     found: dict[str, Found] = {}
@@ -126,11 +126,11 @@ class Seen:
     """Places of key frames."""
 
 
-def watch(path: Path, make: Callable[[SourceInfo], Mapping[str, Analyzer]]) -> Seen:
+def watch(path: Place, make: Callable[[SourceInfo], Mapping[str, Analyzer]]) -> Seen:
     """Decode a file once, for analyzers; without any, its first frame only.
 
     Args:
-        path: a local file.
+        path: a file, or the URL of one.
         make: gives the analyzers by name; called again if the file has to be begun anew.
 
     Raises:

@@ -1,7 +1,8 @@
-"""Scores per frame that PySceneDetect's detectors decide by."""
+"""Scores of frames by which cuts, dissolves, flashes and fades are found afterwards (`cuts.py`)."""
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import cv2
@@ -11,32 +12,105 @@ from kinema.curation.config import ScenesConfig
 from kinema.curation.look.analyzer import FrameView, Signal
 from kinema.curation.look.probe import SourceInfo
 
-VERSION = 1
+VERSION = 2
+REACH_S = 0.5
+"""A frame is compared with those this long before and after it: dissolves of up to twice this
+length show in full, longer ones as a run of frames."""
+FLASH_FRAMES = 6
+"""A picture that is back to what it was within as many frames was a flash."""
+_SIDE = 80
+"""Pixels of the longer side of the pictures that dissolves and flashes are judged by."""
+_BLUR = 11
+"""Pixels of these: what is even over so many is light, not structure."""
+_CHANGED = 4
+"""Grey levels of structure from which a pixel counts as changed."""
 
 
 class SceneAnalyzer:
     """Differences between neighbouring frames, as PySceneDetect's ContentDetector finds them on
-    the reduced picture, and brightness, as its ThresholdDetector does."""
+    the reduced picture; brightness, as its ThresholdDetector does; and what it has no detector
+    for: how far a frame is the mean of an earlier and a later one (a dissolve), and whether the
+    picture returns to what it was (a flash)."""
 
     def __init__(self, config: ScenesConfig, info: SourceInfo) -> None:
-        self._last: Any = None
+        self._reach = min(60, max(1, round(REACH_S * info.fps)))
+        self._hsv: Any = None
+        self._structure: deque[Any] = deque(maxlen=2 * self._reach + 1)
+        self._recent: deque[Any] = deque(maxlen=FLASH_FRAMES + 1)
         self._content: list[tuple[float, float, float]] = []
         self._brightness: list[float] = []
         self._times: list[float] = []
+        self._step: list[float] = []
+        self._back: list[float] = []
+        self._blend: list[tuple[float, float, float, float]] = []
 
     def frame(self, view: FrameView) -> None:
         bgr = view.small_bgr
         hsv = cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV)
-        change = cv2.mean(cv2.absdiff(hsv, self._last)) if self._last is not None else (0.0,) * 4
-        self._last = hsv
+        change = (0.0,) * 3 if self._hsv is None else cv2.mean(cv2.absdiff(hsv, self._hsv))
+        self._hsv = hsv
         self._content.append((change[0], change[1], change[2]))
         self._brightness.append(sum(cv2.mean(bgr)[:3]) / 3)
         self._times.append(view.time_s)
+        tiny = _tiny(view.small)
+        self._note_return(tiny)
+        self._structure.append(tiny.astype(np.float32) - cv2.blur(tiny, (_BLUR, _BLUR)))
+        if len(self._structure) == 2 * self._reach + 1:
+            before, now, after = (self._structure[i] for i in (0, self._reach, -1))
+            self._blend.append(_blend(before, now, after))
 
     def signals(self) -> dict[str, Signal]:
-        """`content` [N, 3] (hue, saturation, value), `brightness` [N], `times` [N] (seconds)."""
+        """Arrays over frames:
+
+        - `times` [N]: seconds;
+        - `content` [N, 3]: mean difference to the frame before in hue (0..179), saturation, value;
+        - `brightness` [N]: mean of blue, green and red;
+        - `step`, `back` [N]: mean difference of luma to the frame before; the smallest difference
+          of one of the `FLASH_FRAMES` next frames to the frame before;
+        - `blend` [N, 4]: of structure (luma without its local mean, so that changes of light do
+          not count), for the frames `REACH_S` before and after: their mean difference; the
+          difference between this frame and their average, as a share of it; their correlation; the
+          share of pixels that changed. Zeros at both ends of the file.
+        """
+        total = len(self._times)
+        blend = np.zeros((total, 4), np.float32)
+        if self._blend:
+            blend[self._reach : total - self._reach] = self._blend
         return {
+            "times": np.array(self._times, np.float64),
             "content": np.array(self._content, np.float32).reshape(-1, 3),
             "brightness": np.array(self._brightness, np.float32),
-            "times": np.array(self._times, np.float64),
+            "step": np.array(self._step, np.float16),
+            "back": np.array(self._back, np.float16),
+            "blend": blend.astype(np.float16),
         }
+
+    def _note_return(self, tiny: Any) -> None:
+        """`back` of frame i is known once the frames after it have been seen."""
+        size = tiny.size
+        for ago in range(2, len(self._recent) + 1):
+            # The frame `ago` before this one is the one before the frame `ago - 1` before it.
+            place = len(self._step) - (ago - 1)
+            difference = cv2.norm(tiny, self._recent[-ago], cv2.NORM_L1) / size
+            self._back[place] = min(self._back[place], difference)
+        step = cv2.norm(tiny, self._recent[-1], cv2.NORM_L1) / size if self._recent else 0.0
+        self._step.append(step)
+        self._back.append(255.0)
+        self._recent.append(tiny)
+
+
+def _tiny(small: Any) -> Any:
+    scale = min(1.0, _SIDE / max(small.shape))
+    width, height = (max(1, round(side * scale)) for side in small.shape[::-1])
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _blend(before: Any, now: Any, after: Any) -> tuple[float, float, float, float]:
+    moved = np.abs(after - before)
+    difference = float(moved.mean())
+    if difference < 1.0:
+        return difference, 1.0, 1.0, 0.0
+    rest = float(np.abs(now - (before + after) / 2).mean()) / difference
+    norm = float(np.sqrt(np.vdot(before, before) * np.vdot(after, after)))
+    alike = float(np.vdot(before, after)) / norm if norm > 0 else 0.0
+    return difference, rest, alike, float((moved > _CHANGED).mean())

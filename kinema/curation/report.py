@@ -133,8 +133,8 @@ class RunSummary:
         try:
             data = json.loads(text)
             inner = {"counts": Count, "stages": StageSummary, "tokens": Tokens}
-            lists = {k: tuple(_of(kind, item) for item in data.get(k, ())) for k, kind in
-                     inner.items()}  # fmt: skip
+            lists = {k: tuple(_of(v, item) for item in data.get(k, ())) for k, v in inner.items()}
+            lists |= {name: tuple(data.get(name, ())) for name in ("inputs", "rules")}
             summary: RunSummary = _of(cls, data | lists)
         except (ValueError, TypeError, AttributeError) as error:
             raise KinemaError(

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config", "telemetry", "media", "models", "diffusion", "data", "checkpoint", "parallel",
         "generation",
     },
-    "serving": {"config", "telemetry", "media", "checkpoint", "generation"},
+    "serving": {"config", "telemetry", "media", "data", "checkpoint", "generation"},
     "cluster": {"config", "telemetry"},
     "demo": {
         "config", "telemetry", "media", "models", "diffusion", "data", "checkpoint", "parallel",

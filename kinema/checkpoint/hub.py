@@ -45,6 +45,9 @@ BESIDE_WEIGHTS = (
     "config.json",
     "preprocessor_config.json",
     "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
     "spiece.model",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -53,7 +56,7 @@ BESIDE_WEIGHTS = (
     "vocab.json",
     "merges.txt",
 )
-"""What the folder of a text encoder or of an image model may need beside its weights."""
+"""What the folder of a model of transformers may need beside its weights."""
 
 
 def resolve(wanted: Mapping[str, Wanted], *, offline: bool = False) -> dict[str, Path]:

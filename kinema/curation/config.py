@@ -6,22 +6,30 @@ A stage that is null does not run. Scores are columns, not decisions: nothing he
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import field
+from typing import Any, Literal
 
 from kinema.config.settings import settings
+from kinema.curation.captions.prompts import template_of
+from kinema.endpoint.chat import check_address
 
 
 @settings
 class ScenesConfig:
     """Where a video is cut into clips."""
 
-    detector: Literal["content", "adaptive", "both", "none"] = "both"
+    detector: Literal["content", "adaptive", "both", "none"] = "adaptive"
     """PySceneDetect's content detector, its adaptive one (camera motion does not mislead it), what
     either finds, or none: the whole video is one scene."""
     content_threshold: float = 27.0
     adaptive_threshold: float = 3.0
     adaptive_min_content: float = 15.0
     """Below this content score a frame is no cut, however quiet its neighbours are."""
+    hue_weight: float = 0.5
+    """Weight of the difference in hue beside saturation's and brightness's 1; PySceneDetect's own
+    is 1, by which a key frame in a pale picture passes for a cut."""
+    dissolves: bool = True
+    """Cut at dissolves as well; their frames belong to no clip."""
     fades: bool = True
     """Cut at fades through black (and white) as well; the dark frames belong to no clip."""
     fade_threshold: float = 12.0
@@ -89,6 +97,11 @@ class FramesConfig:
     quality: int = 92
 
 
+def _check_batch(batch: int) -> None:
+    if batch < 1:
+        raise ValueError(f"batch is {batch}; it must be at least 1")
+
+
 @settings
 class AestheticConfig:
     """LAION's aesthetic predictor (about 1..10) on CLIP image embeddings, mean over frames."""
@@ -99,6 +112,9 @@ class AestheticConfig:
     """Weights of the predictor: a file or a place on the hub."""
     batch: int = 16
 
+    def __post_init__(self) -> None:
+        _check_batch(self.batch)
+
 
 @settings
 class MatchConfig:
@@ -107,6 +123,9 @@ class MatchConfig:
     model: str = "openai/clip-vit-large-patch14"
     batch: int = 16
 
+    def __post_init__(self) -> None:
+        _check_batch(self.batch)
+
 
 @settings
 class EmbedConfig:
@@ -114,6 +133,9 @@ class EmbedConfig:
 
     model: str = "openai/clip-vit-large-patch14"
     batch: int = 16
+
+    def __post_init__(self) -> None:
+        _check_batch(self.batch)
 
 
 @settings
@@ -127,49 +149,111 @@ class ClassifierConfig:
     """The class whose probability is kept, as the model's `id2label` spells it."""
     batch: int = 16
 
+    def __post_init__(self) -> None:
+        _check_batch(self.batch)
+
 
 @settings
 class OcrConfig:
     """Text on screen, by RapidOCR, which carries its models."""
 
     max_side: int = 736
+    """Pixels of the longer side, to which larger frames are reduced for finding text."""
     min_confidence: float = 0.5
+    """Lines that are read less surely do not count."""
     batch: int = 4
+
+    def __post_init__(self) -> None:
+        _check_batch(self.batch)
+        if self.max_side < 64:
+            raise ValueError(f"max_side is {self.max_side}; text needs 64 pixels or more")
+        if not 0 <= self.min_confidence <= 1:
+            raise ValueError(f"min_confidence is {self.min_confidence}; it goes from 0 to 1")
 
 
 @settings
 class CaptionConfig:
     """What writes captions: a vision-language model here, or an OpenAI-compatible endpoint."""
 
-    model: str | None = None
+    model: str
     """Folder or hub name of a LLaVA- or Qwen-VL-like model of transformers; the name of the model
     at the endpoint where one is given."""
     endpoint: str | None = None
     """`http://localhost:8000/v1`"""
     api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable with the key; where it is not set, none is sent."""
     prompt: str = "detailed"
-    """A ready template (`detailed`, `short`, `camera`, ...) or a text of its own."""
+    """A ready template (`detailed`, `short`, `camera`, `improve`, `structured`) or a text of its
+    own, in which `{duration}`, `{camera_motion}`, ... stand for what is known of the clip."""
     frames: int = 3
     """Frames shown; at most `frames.count`."""
+    detail: Literal["low", "high", "auto"] | None = None
+    """How closely the endpoint looks at images; null leaves it to the endpoint."""
     max_tokens: int = 300
+    """Of an answer; what is cut off goes back to its last full sentence."""
+    max_words: int = 200
+    """Longer captions end with the last sentence within; three times as many are nonsense."""
+    temperature: float | None = 0.0
+    """0 takes the likeliest word each time; null (endpoint only): sends none."""
+    request: dict[str, Any] = field(default_factory=dict)
+    """Further keys of the endpoint's request, such as `{max_completion_tokens: 900, max_tokens:
+    null}`; null takes a key out."""
     batch: int = 4
+    """Clips at once through a model here."""
     parallel: int = 8
     """Requests at once."""
     requests_per_minute: float | None = None
-    retries: int = 3
+    retries: int = 4
+    """How often a request is repeated that failed for a reason that may pass."""
+    backoff_s: float = 1.0
+    """Seconds before the first repetition; each further one waits twice as long."""
     timeout_s: float = 120.0
+    """For one answer."""
+    give_up_after: int = 10
+    """Clips in a row for which the endpoint fails after all retries: no more are asked for then."""
     price_per_million_input: float | None = None
     """Price of a million input tokens, in any currency: what it will cost is shown before."""
     price_per_million_output: float | None = None
     currency: str = "USD"
+    image_tokens: int | None = None
+    """Tokens that a frame counts as, for the estimate; null: OpenAI's rule of tiles."""
     max_cost: float | None = None
-    """Stop asking when this has been spent."""
+    """Stop asking before a run spends more than this."""
     existing: Literal["keep", "replace"] = "keep"
-    """What becomes of captions that are there."""
-    short: bool = False
-    """Also a short caption, in a column `text_short`."""
+    """What becomes of captions that clips came with."""
+    short: Literal["first_sentence", "asked"] | None = None
+    """Also a short caption, in a column `text_short`: the first sentence of the long one, or the
+    model's own shortening of it. `structured` always gives one."""
     score_text: bool = False
-    """Append scores as Open-Sora 1.2 does (`aesthetic score: 5.5, motion score: 8.0, ...`)."""
+    """Append scores as Open-Sora 1.2 does (`aesthetic score: 5.5. motion score: 8.0. ...`)."""
+
+    def __post_init__(self) -> None:
+        template_of(self.prompt)
+        if not self.model:
+            raise ValueError("model is empty; name a folder, or a model of the hub or endpoint")
+        if self.endpoint is not None:
+            check_address(self.endpoint)
+        for name in ("frames", "max_tokens", "batch", "parallel", "give_up_after"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("timeout_s", "requests_per_minute", "image_tokens", "max_cost"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name in (
+            "retries", "backoff_s", "temperature", "price_per_million_input",
+            "price_per_million_output",
+        ):  # fmt: skip
+            if getattr(self, name) is not None and getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if self.max_words < 5:
+            raise ValueError(f"max_words is {self.max_words}; a caption has 5 or more")
+        prices = (self.price_per_million_input, self.price_per_million_output)
+        if (prices[0] is None) != (prices[1] is None):
+            raise ValueError(
+                "one price is missing: price_per_million_input and _output go together"
+            )
+        if self.max_cost is not None and prices[0] is None:
+            raise ValueError("max_cost needs price_per_million_input and price_per_million_output")
 
 
 @settings

@@ -20,17 +20,17 @@ export class Detail {
     this.caption.addEventListener("input", () => this.look());
     this.caption.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.save();
-      event.stopPropagation();
       if (event.key === "Escape") {
         event.preventDefault();
-        this.dialog.focus();
+        this.caption.blur();
       }
     });
     this.dialog.addEventListener("cancel", (event) => {
       event.preventDefault();
       this.close();
     });
-    this.dialog.addEventListener("keydown", (event) => this.key(event));
+    // Not on the dialog: a button that becomes disabled gives the focus to nobody.
+    document.addEventListener("keydown", (event) => this.dialog.open && this.key(event));
     this.dialog.addEventListener("click", (event) => {
       if (event.target === this.dialog) this.close();
     });
@@ -177,7 +177,6 @@ export class Detail {
     if (event.key === " " && event.target.tagName === "BUTTON") return;
     if (acts[event.key]) {
       event.preventDefault();
-      event.stopPropagation();
       acts[event.key]();
     }
   }

@@ -98,7 +98,7 @@ def index_folder(
     report_path = Path(report or f"{output}.report.jsonl")
 
     with Journal(Path(f"{output}.journal.jsonl")) as journal:
-        facts, unusable, reused = _probe_all(folder, files, journal, workers, timeout_s)
+        facts, unusable, reused = probe_all(folder, files, journal, workers, timeout_s)
         refused = sorted([*refused, *unusable], key=lambda refusal: refusal.path)
         usable = np.flatnonzero(~np.isnan(facts[:, 0]))
         rows = [files[number] for number in usable]
@@ -112,7 +112,7 @@ def index_folder(
     return result
 
 
-def _probe_all(
+def probe_all(
     folder: Path, files: list[str], journal: Journal, workers: int, timeout_s: float
 ) -> tuple[Numbers, list[Refusal], int]:
     """Look into every file that the journal does not know.

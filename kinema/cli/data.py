@@ -30,9 +30,11 @@ Workers = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    from kinema.cli import data_browse, data_import, data_order  # their commands join `data_app`
+    # Their commands join `data_app`.
+    from kinema.cli import data_browse, data_import, data_order, data_tables
 
     assert data_order
+    assert data_tables
     assert data_import
     assert data_browse
     app.add_typer(data_app, name="data")

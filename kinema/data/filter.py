@@ -248,6 +248,21 @@ class WhatIf:
     at_most: NDArray[np.float64]
     """Share of `rows` with a value <= the threshold, 0..1."""
 
+    @classmethod
+    def of(
+        cls,
+        column: str,
+        values: NDArray[np.float64],
+        thresholds: Sequence[float] | NDArray[np.float64] | None = None,
+    ) -> WhatIf:
+        """What thresholds keep of values [rows]; a missing value is NaN."""
+        known = np.sort(values[~np.isnan(values)])
+        steps = round_thresholds(known) if thresholds is None else np.array(thresholds, np.float64)
+        rows = max(len(values), 1)
+        at_least = (len(known) - np.searchsorted(known, steps, "left")) / rows
+        at_most = np.searchsorted(known, steps, "right") / rows
+        return cls(column, len(values), len(values) - len(known), steps, at_least, at_most)
+
     def sentence(self, number: int) -> str:
         """`at aesthetic >= 4.9 you keep 61 %`."""
         threshold, share = self.thresholds[number], self.at_least[number]
@@ -274,14 +289,7 @@ def what_if(
     if within is None:
         _, within = _dropped_before(table)
     values = parse(column if column not in table.column_names else quoted(column)).numbers(table)
-    values = values[within]
-    known = np.sort(values[~np.isnan(values)])
-    steps = round_thresholds(known) if thresholds is None else np.array(thresholds, np.float64)
-    rows = max(len(values), 1)
-    at_least = (len(known) - np.searchsorted(known, steps, "left")) / rows
-    at_most = np.searchsorted(known, steps, "right") / rows
-    missing = len(values) - len(known)
-    return WhatIf(column, len(values), missing, steps, at_least, at_most)
+    return WhatIf.of(column, values[within], thresholds)
 
 
 def round_thresholds(values: NDArray[np.float64], parts: int = 10) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kinema.config.errors import KinemaError
 from kinema.data.expression import nearest
-from kinema.data.filter import Rule, parse_rules
+from kinema.data.filter import READY_RULES, Rule, parse_rules
 
 
 @dataclass(frozen=True)
@@ -191,3 +191,19 @@ def preset(name: str) -> Preset:
         near = nearest(name, list(PRESETS)) or ", ".join(PRESETS)
         raise KinemaError(f"there is no preset {name!r}", hint=near)
     return PRESETS[name]
+
+
+def render_presets(*, width: int = 100) -> str:
+    """All presets with their rules, columns and sources, and the ready rules, as text."""
+    lines = ["presets (--preset NAME)", ""]
+    for found in PRESETS.values():
+        lines.append(f"{found.name}: {found.title}")
+        lines += [f"    {rule}" for rule in found.rules]
+        lines.append(f"  needs {', '.join(found.columns)}")
+        if found.without:
+            lines.append(f"  not among the rules: {found.without}")
+        lines += [f"  from {found.source}", ""]
+    lines += ["ready rules", ""]
+    broad = max(map(len, READY_RULES))
+    lines += [f"    {rule:{broad}}  {meaning}" for rule, meaning in READY_RULES.items()]
+    return "\n".join(line[:width].rstrip() for line in lines) + "\n"

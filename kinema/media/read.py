@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -95,7 +95,7 @@ def iter_frames(
 
     Arguments and errors as for `read_frames`.
     """
-    for position, frame in _decode(path, indices):
+    for position, frame in decode_frames(path, indices):
         picture = upright_rgb(frame, size)
         size = size or (picture.shape[0], picture.shape[1])
         yield position, picture
@@ -107,7 +107,7 @@ def count_by_decoding(path: Place) -> int:
     Raises:
         MediaError: the file cannot be used, or any frame of it cannot be decoded.
     """
-    return sum(1 for _ in _decode(path, None))
+    return sum(1 for _ in decode_frames(path, None))
 
 
 def upright_rgb(frame: VideoFrame, size: tuple[int, int] | None = None) -> Picture:
@@ -124,11 +124,23 @@ class _IndexIsWrongError(Exception):
     """The frames that come out are not those that the index promised."""
 
 
-def _decode(path: Place, indices: Sequence[int] | None) -> Iterator[tuple[int, VideoFrame]]:
-    """`(position, frame)` of the wanted frames in presentation order.
+def decode_frames(
+    path: Place,
+    indices: Sequence[int] | None,
+    index_packets: Callable[[Place], FrameIndex] = packet_index,
+) -> Iterator[tuple[int, VideoFrame]]:
+    """`(index, frame)` for each of the `indices` once, in presentation order, as stored.
 
     Trusts the container's own table first; should a frame contradict it, goes on by an index of
     all packets, and where there are no usable timestamps, by counting frames from the start.
+
+    Args:
+        path: a video file.
+        indices: from 0, in any order; None for all frames.
+        index_packets: `packet_index`, or what remembers its results.
+
+    Raises:
+        MediaError: the file cannot be used, or has fewer frames (`too_short`).
     """
     done = -1
     with open_video(path) as video:
@@ -141,7 +153,7 @@ def _decode(path: Place, indices: Sequence[int] | None) -> Iterator[tuple[int, V
                 return
             except _IndexIsWrongError:
                 pass
-    index = packet_index(path)
+    index = index_packets(path)
     with open_video(path) as video:
         wanted = [p for p in _wanted(video, index, indices) if p > done]
         if index.timed:
@@ -171,7 +183,7 @@ def _follow(
     current = -1
     for target in wanted:
         key = index.key_before(target)
-        if current < 0 or key > current:
+        if current < 0 or key > current + 1:
             frames = _start_decoding(video, int(index.times[target]))
         for frame in frames:
             if frame.pts not in positions:

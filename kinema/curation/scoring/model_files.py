@@ -93,6 +93,11 @@ class ModelFiles:
         """What `config.json` says."""
         return _json(self.folder / "config.json")
 
+    @property
+    def image_settings(self) -> dict[str, Any]:
+        """What the image preprocessing is built from."""
+        return _json(self.folder / next(n for n in IMAGE_SETTINGS if n in self.names))
+
     def fingerprint(self) -> str:
         """16 hex digits that tell this model from others, wherever it lies (see `fingerprint`)."""
         return fingerprint(self.folder / name for name in self.names)

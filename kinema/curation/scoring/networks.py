@@ -41,16 +41,23 @@ class ImageNetwork:
     """What image encoders and classifiers have in common: preprocessing and batches."""
 
     def __init__(self, files: ModelFiles, device: torch.device) -> None:
-        transformers = _transformers("AutoImageProcessor")
         self.files = files
         self.device = device
         self.dtype = dtype_for_scores(device)
         self.chunk = None if device.type == "cpu" else CHUNK
-        # By name, the one on Pillow and NumPy: the other one needs torchvision.
+        # The one on Pillow and NumPy: the other one needs torchvision.
+        kind = str(files.image_settings.get("image_processor_type"))
         with _readable(files, "the image preprocessing"):
-            self._processor: Any = transformers.AutoImageProcessor.from_pretrained(
-                files.folder, local_files_only=True, backend="pil"
-            )
+            if kind.endswith("FeatureExtractor"):  # a name of years ago, unknown to transformers 5
+                name = kind.removesuffix("FeatureExtractor") + "ImageProcessorPil"
+                self._processor: Any = getattr(_transformers(name), name).from_pretrained(
+                    files.folder, local_files_only=True
+                )
+            else:
+                name = "AutoImageProcessor"
+                self._processor = getattr(_transformers(name), name).from_pretrained(
+                    files.folder, local_files_only=True, backend="pil"
+                )
 
     def pixels(self, pictures: Sequence[Picture]) -> Tensor:
         """float32 `[N, 3, h, w]`, as the model's own preprocessing gives them."""

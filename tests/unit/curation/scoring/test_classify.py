@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import subprocess
 import sys
@@ -66,6 +67,29 @@ def test_classes_that_do_not_exclude_each_other(
     want = logits(model, places, rows[0]).sigmoid()[:, 1].max().item()
     assert not isinstance(result["watermark"], Bad)
     assert result["watermark"]["watermark"] == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"image_processor_type": "ViTFeatureExtractor"},
+        {"feature_extractor_type": "ViTFeatureExtractor"},
+        {"image_processor_type": "ViTImageProcessorFast"},
+    ],
+)
+def test_preprocessing_as_older_models_spell_it(
+    places: Places, rows: list[Row], tmp_path: Path, kind: dict[str, str]
+) -> None:
+    model = write_classifier(tmp_path / "old", ["normal", "nsfw"])
+    settings = {"do_resize": True, "size": SIZE, "resample": 2, "do_normalize": True}
+    settings |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "old/preprocessor_config.json").write_text(json.dumps(settings | kind))
+    config = ClassifierConfig(model=str(tmp_path / "old"), label="nsfw")
+    (result,) = ClassifierStage("nsfw", config, FRAMES).open(places)(rows[:1])
+    want = logits(model, places, rows[0]).softmax(1)[:, 1].max().item()
+    assert not isinstance(result["nsfw"], Bad)
+    assert result["nsfw"]["nsfw"] == pytest.approx(want, abs=1e-5)
 
 
 def test_a_wrong_label_is_answered_with_the_right_ones(models: Any, places: Places) -> None:

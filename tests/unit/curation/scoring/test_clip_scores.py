@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -202,6 +203,24 @@ def test_only_what_is_asked_for_is_answered(
     assert [s.name for s in apart] == ["aesthetic", "embed"]
     with pytest.raises(ValueError, match="same model"):
         ClipStage(FRAMES, aesthetic, EmbedConfig(model="other"))
+
+
+def test_preprocessing_as_the_published_clip_spells_it(
+    models: Any, places: Places, rows: list[Row], tmp_path: Path
+) -> None:
+    """`preprocessor_config.json` of openai/clip-vit-large-patch14 names no image processor."""
+    folder = tmp_path / "clip"
+    shutil.copytree(models["clip"][0], folder)
+    settings = {
+        "crop_size": SIZE, "do_center_crop": True, "do_normalize": True, "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD, "resample": 3, "size": SIZE,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    (result,) = ClipStage(FRAMES, embed=EmbedConfig(model=str(folder))).open(places)(rows[1:2])
+    want = embeddings(models["clip"][1], places, rows[1]).mean(0)
+    assert not isinstance(result["embed"], Bad)
+    np.testing.assert_allclose(result["embed"]["_embedding"], want / want.norm(), atol=1e-5)
 
 
 def test_embeddings_of_siglip(models: Any, places: Places, rows: list[Row]) -> None:

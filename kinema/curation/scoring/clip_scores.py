@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from kinema.config.errors import KinemaError
 from kinema.curation.config import AestheticConfig, EmbedConfig, FramesConfig, MatchConfig
+from kinema.curation.frames import Picture
 from kinema.curation.scoring.model_files import (
     AESTHETIC_HEAD,
     CLIP_L14,
@@ -19,7 +20,6 @@ from kinema.curation.scoring.model_files import (
     fingerprint,
 )
 from kinema.curation.scoring.strips import (
-    Picture,
     asked,
     frame_settings,
     in_order,

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from kinema.config.errors import KinemaError
+from kinema.curation.frames import Picture
 from kinema.curation.scoring.model_files import ModelFiles
-from kinema.curation.scoring.strips import Picture
 from kinema.models.pretrained import quiet_imports
 
 CHUNK = 32

@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from kinema.config.errors import KinemaError
 from kinema.curation.config import FramesConfig, OcrConfig
+from kinema.curation.frames import Picture
 from kinema.curation.scoring.clip_scores import read_all
 from kinema.curation.scoring.model_files import fingerprint
-from kinema.curation.scoring.strips import Picture, frame_settings, in_order, time_limit_s
+from kinema.curation.scoring.strips import frame_settings, in_order, time_limit_s
 from kinema.curation.stage import Part, Places, Result, Row, Work
 
 CODE = 1

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
+from kinema.config.errors import KinemaError
 from kinema.curation.config import FramesConfig
+from kinema.curation.frames import Picture, read_strip
 from kinema.curation.stage import Bad, Part, Places, Result, Row
 from kinema.media.errors import MediaError
 
-Picture = np.ndarray[Any, np.dtype[np.uint8]]
-"""RGB `[H, W, 3]`."""
 BASE_S, FRAME_S = 30.0, 30.0
 """What a clip and each of its frames may take: SigLIP's largest model needs ten seconds for a frame
 on one core, and the core may be a slow or a shared one."""
@@ -25,20 +23,18 @@ def frame_settings(frames: FramesConfig) -> dict[str, Any]:
 
 
 def read_frames(row: Row, places: Places) -> list[Picture] | Bad:
-    """The frames of a clip's strip, in order of time."""
-    from kinema.curation.frames import read_strip
+    """The frames of a clip's strip, in order of time.
 
+    Why it cannot be read is not remembered: strips are written anew when they are gone.
+    """
     name, count = row.get("frames"), row.get("frames_count")
     if not name or not count:
-        return Bad("no_frames", "the clip has no strip of frames")
-    path = f"{places.frames}/{name}"
+        return Bad("no_frames", "the clip has no strip of frames", passing=True)
     try:
-        pictures = read_strip(path, int(count))
-    except MediaError as error:
-        # A store that does not answer may do so next time.
-        passing = error.reason == "unreadable"
-        return Bad(error.reason, f"the strip of frames {name}: {error.what}", passing)
-    return list(pictures)
+        return read_strip(f"{places.frames}/{name}", int(count))
+    except KinemaError as error:
+        reason = error.reason if isinstance(error, MediaError) else "bad_strip"
+        return Bad(reason, f"{name}: {error.what}", passing=True)
 
 
 def in_order(

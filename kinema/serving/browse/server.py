@@ -103,7 +103,9 @@ def bind(host: str, port: int | None) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     last = (PORT if port is None else port) + (TRIED if port is None else 0)
     for wanted in range(PORT if port is None else port, last + 1):
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # The protocol is named, because asyncio switches Nagle's algorithm off only where it is
+        # (otherwise each answer waits 40 ms for an acknowledgement).
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, wanted))

@@ -80,10 +80,15 @@ export class Columns {
     const width = WIDTH / bins;
     // The root lets bins be seen that are a hundred times smaller than the largest.
     const height = (value) => (value ? Math.max(1.5, Math.sqrt(value / most) * (HEIGHT - 3)) : 0);
+    const range = this.state.ranges[name];
+    const inside = (k) => {
+      const middle = (found.edges[k] + found.edges[k + 1]) / 2;
+      return !range || ((range[0] === null || middle >= range[0]) && (range[1] === null || middle <= range[1]));
+    };
     for (const [kind, values] of [["all", found.all], ["chosen", found.chosen]]) {
       values.forEach((value, k) => {
         const tall = height(value);
-        if (!tall) return;
+        if (!tall || (kind === "chosen" && !inside(k))) return;
         const bar = element("rect", { class: kind, x: k * width + 0.4, y: HEIGHT - tall, width: Math.max(0.6, width - 0.8), height: tall });
         if (kind === "all") {
           const label = element("title", {});
@@ -95,7 +100,6 @@ export class Columns {
     }
     const brush = element("rect", { class: "brush", y: 0, height: HEIGHT });
     svg.append(brush);
-    const range = this.state.ranges[name];
     const show = (from, to) => {
       brush.setAttribute("x", from);
       brush.setAttribute("width", Math.max(0, to - from));

@@ -39,7 +39,6 @@ async function start() {
   for (const [value, label] of [["", "manifest order"], ["?", "shuffled"]]) sort.append(new Option(label, value));
   for (const { name, kind } of about.columns) {
     if (kind !== "other") sort.append(new Option(name, name));
-    $("column-names").append(new Option(name));
   }
   if (about.lost) complain({ message: `${about.lost} changes in ${about.edits_file} are of clips that this manifest has no more` });
   columns = new Columns($("sidebar"), about.columns, state, changed);

@@ -185,6 +185,7 @@ def clip_of(
         "id": row_id(row["id"], span.start, span.end),
         "start_frame": span.start,
         "end_frame": span.end,
+        "whole": whole,
         "start_s": round(start_s, 6),
         "end_s": round(end_s, 6),
         "duration": round(end_s - start_s, 6),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kinema.cli.data import DataRoot, data_app
+from kinema.cli.data import DataRoot, ManifestPath, data_app
 
 Output = Annotated[str, typer.Option("-o", "--output", help="Manifest to write: .csv or .parquet.")]
 
@@ -104,3 +105,118 @@ def _numbers(text: str | None) -> list[float] | None:
         return sorted(float(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"--at {text}: not numbers", hint="--at 4.5,5,5.5") from None
+
+
+@data_app.command()
+def merge(
+    tables: Annotated[
+        list[str], typer.Argument(metavar="A B...", help=".csv or .parquet", show_default=False)
+    ],
+    output: Output,
+    on: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Which rows are the same clip.")
+    ] = "path",
+    left: Annotated[
+        bool, typer.Option("--left", help="Only clips of A; the others add columns.")
+    ] = False,
+    data_root: DataRoot = None,
+) -> None:
+    """Merge manifests: rows of clips that only one has, columns of clips that several have.
+
+    Where values differ, the first table's stays, and the difference is shown.
+    """
+    from kinema.config.errors import ConfigError
+    from kinema.data.merge import merge_files
+    from kinema.data.plan import counted
+    from kinema.data.table_file import TableFile, check_place
+
+    if len(tables) < 2:
+        raise ConfigError("there is nothing to merge", hint="kinema data merge A B -o OUT")
+    check_place(output)
+    files = [TableFile(place, data_root=data_root) for place in tables]
+    result = merge_files(files, output, on=on, left=left)
+    for table in files:
+        name = table.place
+        words = [f"{counted(result.added[name], 'clip')} of its own"]
+        for count, thing, what in (
+            (result.joined[name], "clip", "that a table before it has"),
+            (result.left_out[name], "clip", "left out (--left)"),
+            (result.repeated[name], "row", "left out, of clips that it has twice"),
+        ):
+            words += [f"{counted(count, thing)} {what}"] if count else []
+        print(f"{name}: {', '.join(words)}")
+    for conflict in result.conflicts:
+        print(f"{conflict.column}: {counted(conflict.clips, 'clip')} differ, {conflict.example}")
+    print(f"{output}: {result.rows:,} clips, columns {', '.join(result.columns)}")
+
+
+@data_app.command()
+def split(
+    manifest: ManifestPath,
+    output: Annotated[str, typer.Option("-o", "--output", help="Manifest of training clips.")],
+    validation: Annotated[str, typer.Option(help="Manifest of validation clips.")],
+    share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Of the source videos, for validation.")
+    ] = 0.02,
+    by: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Which video a clip is from.")
+    ] = "source",
+    seed: Annotated[int, typer.Option(help="Another number gives another split.")] = 0,
+    data_root: DataRoot = None,
+) -> None:
+    """Split into training and validation by source video, so that no video is in both.
+
+    A video's side depends on its name and the seed alone: it stays there when the set grows.
+    """
+    from kinema.config.errors import ConfigError
+    from kinema.data.split import split_file
+    from kinema.data.table_file import TableFile, check_place
+
+    if check_place(output) and check_place(validation) and output == validation:
+        raise ConfigError("--output and --validation are the same file")
+    table = TableFile(manifest, data_root=data_root)
+    result = split_file(table, output, validation, share, by=by, seed=seed)
+    if result.without_source:
+        print(f"{result.without_source:,} clips have no {by!r}: each counts as a video of its own")
+    for place, side in ((output, result.train), (validation, result.validation)):
+        clips = side.clips / table.rows
+        print(
+            f"{place}: {side.clips:,} clips ({clips:.1%}) of {side.sources:,} videos, "
+            f"{side.seconds / 3600:,.1f} hours"
+        )
+
+
+@data_app.command()
+def stats(
+    manifest: ManifestPath,
+    columns: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="COLUMN",
+            help="Columns, or expressions over them. Default: all, and captions.",
+            show_default=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw it: .svg, .html or .png.")
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="EXPRESSION", help="Clips to look at. Default: all but dropped ones."),
+    ] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Print what is in a manifest: hours, sizes, how scores are spread, what captions say."""
+    from kinema.data.stats import stats_of
+    from kinema.data.stats_plot import check_plot, write_plot
+    from kinema.data.stats_text import render_stats
+    from kinema.data.table_file import TableFile
+
+    if plot is not None:
+        check_plot(plot)
+    table = TableFile(manifest, data_root=data_root)
+    found = stats_of(table, columns or [], where=where)
+    print(render_stats(found, title=manifest, all_bars=bool(columns)), end="")
+    if plot is not None:
+        write_plot(found, plot, title=Path(manifest).name)
+        print(f"{plot}: written")

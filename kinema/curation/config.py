@@ -245,6 +245,11 @@ class CaptionConfig:
         ):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if self.endpoint is None and self.temperature:
+            raise ValueError(
+                f"temperature is {self.temperature}; a model here takes the likeliest word each "
+                "time: 0, or an endpoint"
+            )
         if self.max_words < 5:
             raise ValueError(f"max_words is {self.max_words}; a caption has 5 or more")
         prices = (self.price_per_million_input, self.price_per_million_output)

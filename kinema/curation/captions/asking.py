@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import logging
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,8 +48,6 @@ same answer would come."""
 EVERY_REQUEST = (401, 402, 403, 404, 405, 407, 410)
 """Statuses that no other clip would change: a wrong key, no money, no such model or address."""
 CONNECT_S = 10.0
-
-log = logging.getLogger(__name__)
 
 
 class _FailedError(Exception):

@@ -30,7 +30,7 @@ _END = re.compile(
     rf"(?:{_ABBREVIATIONS}\.|[!?\u2026])[\"'\u201d\u2019)\]]*(?=\s|$)|[\u3002\uff01\uff1f]"
 )
 _PICTURE = (
-    r"(?:(?:short|given|provided|input|above|first)\s+)?"
+    r"(?:(?:short|given|provided|input|above)\s+)?"
     r"(?:video(?:\s+(?:clip|sequence|footage))?|clip|footage|image|picture|photo(?:graph)?|"
     r"frames?|still|scene|sequence(?:\s+of\s+(?:frames|images))?|series\s+of\s+(?:frames|images)|"
     r"(?:\w+\s+)?(?:images|frames))"
@@ -208,7 +208,10 @@ def repeats(text: str) -> float:
 def _without_markup(text: str) -> str:
     lines = []
     for line in text.splitlines():
+        item = _BULLET.match(line)
         line = _LABEL.sub("", _BULLET.sub("", _HEADING.sub("", line)))
+        if item and line.strip() and line.rstrip()[-1] not in ".,;:!?":
+            line = line.rstrip() + "."
         # Emphasis, code and links keep their words.
         line = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", line)
         line = re.sub(r"(\*{1,3}|_{2,3}|`+|~~)(?=\S)(.+?)(?<=\S)\1", r"\2", line)

@@ -16,6 +16,7 @@ from typing import Any
 
 from kinema.curation.captions.prompts import SHORTEN, Template, ask_for, template_of
 from kinema.curation.config import CaptionConfig, FramesConfig
+from kinema.curation.frames import strip_size
 
 LOW, BASE, TILE = 85, 85, 170
 LARGEST, SHORTER, TILE_SIDE = 2048, 768, 512
@@ -110,8 +111,7 @@ def image_tokens(height: int, width: int, config: CaptionConfig) -> int:
 def shown_size(row: Mapping[str, Any], frames: FramesConfig) -> tuple[int, int]:
     """(height, width) of a clip's frames in its strip; 16:9 where the row does not say."""
     height, width = int(row.get("height") or 9 << 8), int(row.get("width") or 16 << 8)
-    scale = min(1.0, frames.max_side / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    return strip_size(height, width, frames.max_side)
 
 
 def price_of(tokens_in: float, tokens_out: float, config: CaptionConfig) -> float | None:

@@ -58,29 +58,36 @@ class Budget:
 
     def __init__(self, config: CaptionConfig) -> None:
         self._config = config
-        self._lock = threading.Lock()
-        self._spent = self._out = 0.0
+        self._settled = threading.Condition()
+        self._spent = 0.0
+        self._out: list[float] = []
 
     def reserve(self, tokens_in: int, tokens_out: int) -> bool:
-        """Whether there is money for a request of that size; it is held back then."""
+        """Whether there is money for a request of that size; it is held back then. Where that
+        hangs on what others on their way really use, it waits for them."""
         price = price_of(tokens_in, tokens_out, self._config)
-        with self._lock:
-            most = self._config.max_cost
-            if price is not None and most is not None:
-                if self._spent + self._out + price > most:
+        most = self._config.max_cost
+        if price is None or most is None:
+            return True
+        with self._settled:
+            while self._spent + sum(self._out) + price > most:
+                if not self._out:
                     return False
-                self._out += price
+                self._settled.wait()
+            self._out.append(price)
             return True
 
     def settle(self, reserved: tuple[int, int], used: tuple[int, int]) -> None:
         """A request is over: what was held back for it, and what it used, as (in, out) tokens."""
-        with self._lock:
-            if self._config.max_cost is not None:
-                self._out -= price_of(*reserved, self._config) or 0.0
+        if self._config.max_cost is None:
+            return
+        with self._settled:
+            self._out.remove(price_of(*reserved, self._config) or 0.0)
             self._spent += price_of(*used, self._config) or 0.0
+            self._settled.notify_all()
 
     def __str__(self) -> str:
-        return f"{self._spent:.4g} {self._config.currency}"
+        return f"{self._spent:.4g}"
 
 
 class Stop:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,19 +31,41 @@ def explain(
     clip: Annotated[
         str, typer.Argument(metavar="CLIP", help="A file; or with --manifest, a row or a path.")
     ],
-    recipe: Recipe,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="Name or path of a recipe; without, only why the manifest drops the clip.",
+            show_default=False,
+        ),
+    ] = None,
     overrides: Overrides = None,
     manifest: Annotated[
         str | None, typer.Option(help="Take the clip's size from this manifest.")
     ] = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Say where a clip goes under a recipe's buckets, with which probability; or why nowhere."""
+    """Say where a clip goes under a recipe's buckets, with which probability; or why nowhere.
+
+    With --manifest, also which rule dropped the clip, and the values that the rule looked at.
+    """
+    from kinema.config.errors import ConfigError
     from kinema.data.buckets import BucketTable
     from kinema.data.explain import explain as explain_size
 
+    if recipe is None:
+        if manifest is None:
+            raise ConfigError(
+                "neither a recipe nor a manifest is given",
+                hint="kinema data explain CLIP RECIPE, or kinema data explain CLIP --manifest M",
+            )
+        title, _, dropped = _clip_size(clip, manifest, data_root)
+        print(title)
+        for line in dropped or ["not dropped"]:
+            print(f"  {line}")
+        return
     table = BucketTable.from_config(read_recipe(context, recipe, overrides).data)
-    title, size, dropped_by = _clip_size(clip, manifest, data_root)
+    title, size, dropped = _clip_size(clip, manifest, data_root)
     result = explain_size(table, *size)
     print(title)
     for line in result.lines:
@@ -52,8 +73,10 @@ def explain(
     for bucket, chance in result.chances:
         print(f"{chance:8.2%}  {bucket}")
     print(f"{result.left_out:8.2%}  left out of an epoch")
-    if dropped_by:
-        print(f"but it never trains: the manifest says dropped_by = {dropped_by}")
+    if dropped:
+        print(f"but it never trains: the manifest says {dropped[0]}")
+        for line in dropped[1:]:
+            print(line)
 
 
 @data_app.command(context_settings=FREE)
@@ -178,13 +201,14 @@ def _steps(text: str, count: int) -> range:
 
 def _clip_size(
     clip: str, manifest: str | None, data_root: str | None
-) -> tuple[str, tuple[int, int, int], str]:
-    """What to call the clip; frames, height, width; and the filter that dropped it."""
+) -> tuple[str, tuple[int, int, int], list[str]]:
+    """What to call the clip; frames, height, width; and why it is dropped, line by line."""
     if manifest is None:
         from kinema.media.probe import probe
 
         info = probe(clip)
-        return clip, (info.num_frames, info.height, info.width), ""
+        return clip, (info.num_frames, info.height, info.width), []
+    from kinema.data.explain import why_dropped
     from kinema.data.manifest import Manifest
 
     clips = Manifest.read(manifest, data_root=data_root)
@@ -192,8 +216,8 @@ def _clip_size(
     frames, height, width = (
         int(clips.column(name)[row]) for name in ("num_frames", "height", "width")
     )
-    dropped_by = str(clips.table.column("dropped_by")[row].as_py())
-    return f"row {row}: {clips.path(row)}", (frames, height, width), dropped_by
+    dropped = why_dropped(clips.table.slice(row, 1))
+    return f"row {row}: {clips.path(row)}", (frames, height, width), dropped
 
 
 def _find_row(clips: Manifest, clip: str) -> int:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from kinema.data.aspect import Resolution
 from kinema.data.buckets import AREA_TOLERANCE, Bucket, BucketTable, Length
+from kinema.data.expression import ExpressionError
+from kinema.data.filter import PREFIX, Rule
+
+SHOWN = 120
+"""Characters of a text that are shown."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,62 @@ def explain(table: BucketTable, num_frames: int, height: int, width: int) -> Exp
     if not walk.chances:
         walk.lines.append("nowhere: " + walk.why_nowhere())
     return Explanation(walk.chances, max(walk.open, 0.0), walk.lines)
+
+
+def why_dropped(clip: pa.Table) -> list[str]:
+    """Why a clip is not trained on, with the values that the rule looked at; empty: it is.
+
+    Args:
+        clip: one row of a manifest.
+    """
+    reason = str(clip.column("dropped_by")[0].as_py() or "")
+    lines = [f"dropped_by = {reason}"] if reason else []
+    columns = []
+    if reason.startswith(PREFIX):
+        try:
+            rule = Rule.parse(reason.removeprefix(PREFIX))
+            rule.expression.check(clip.schema)
+        except ExpressionError:
+            lines.append("  the rule does not fit the columns that are there now")
+        else:
+            looked_at = rule.expression.looked_at(clip, 0)
+            columns += [name for name, _ in looked_at]
+            lines += [f"  {name} = {value_text(value)}" for name, value in looked_at]
+            if rule.expression.mask(clip)[0]:
+                lines.append("  the rule holds with these values: filter again to bring it back")
+    if reason:  # what a rule on these columns means is in the columns beside them
+        for name, beside in BESIDE.items():
+            if name in columns:
+                lines += [
+                    f"  {other} = {value_text(clip.column(other)[0].as_py())}"
+                    for other in beside
+                    if other in clip.column_names and other not in columns
+                ]
+    return lines
+
+
+BESIDE = {
+    "duplicate_of": ("hash_distance",),
+    "similar_to": ("similarity",),
+    "concept_rank": ("concept", "aesthetic"),
+    "ocr_area": ("ocr_text",),
+    "ocr_boxes": ("ocr_text",),
+    "border_share": ("border_top", "border_bottom", "border_left", "border_right"),
+}
+"""Column of a rule -> columns that say more about it."""
+
+
+def value_text(value: Any) -> str:
+    """A value as an expression would write it."""
+    if value is None:
+        return "missing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.0f}"
+    if isinstance(value, str):
+        return f'"{value}"' if len(value) <= SHOWN else f'"{value[: SHOWN - 3]}..."'
+    return str(value)
 
 
 class _Walk:

@@ -9,6 +9,7 @@ wrote is worked out anew, so that loosening a rule brings its rows back.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -39,6 +40,8 @@ READY_RULES = {
     "match >= 20": "the caption has to do with the picture",
 }
 """Rules to start from: expression -> what it sees to."""
+_SPACES = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|`[^`]*`)|\s+""", re.DOTALL)
+"""Spaces outside of quotes: `dropped_by` has a rule on one line, however it was written."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Rule:
         Raises:
             ExpressionError: it cannot be read; shows where.
         """
-        return cls(parse(" ".join(text.split())))
+        return cls(parse(_SPACES.sub(lambda match: match.group(1) or " ", text)))
 
 
 def parse_rules(texts: Sequence[str]) -> list[Rule]:

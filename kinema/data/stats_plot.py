@@ -157,7 +157,7 @@ def _columns(surface: Surface, values: list[tuple[str, float]], x: float, y: flo
     step = wide / len(values)
     every = -(-len(values) // 7)
     surface.boxes.append((x, y + high, wide, 1, FAINT))
-    surface.labels.append((x + wide, y - 10, f"{short(most)} at most", 10, "end", FAINT))
+    surface.labels.append((x + wide, y - 10, f"highest bar {short(most)}", 10, "end", FAINT))
     for i, (label, count) in enumerate(values):
         tall = high * count / most
         surface.boxes.append((x + i * step + 0.5, y + high - tall, max(step - 1, 0.5), tall, BAR))

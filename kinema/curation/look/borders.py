@@ -1,8 +1,10 @@
 """Black bars: letterbox, pillarbox, or both.
 
 A picture's side is cut into segments, and for each it is noted at which row (or column) from the
-edge the picture stops being black. A bar is where, over the whole clip, most segments agree on one
-row: in a dark scene they do not, and a subtitle or a logo in the bar is only in a few.
+edge the picture stops being black: for the first time, and for the last time. A bar is where, over
+the whole clip, most segments agree on one row: in a dark scene they do not. A segment with a
+subtitle or a logo in the bar stops earlier, but is black once more and stops there for the last
+time.
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ QUANTILE = 0.1
 """Of the clip's samples: a segment is bar as far as it is black in the other nine tenths."""
 AGREE = 0.6
 """Share of segments that must end at the same row, within `max(2, 0.4 %)` pixels."""
+AGREE_FIRST = 0.25
+"""Share of segments for which this must be the first end: no subtitle is that wide."""
+DEEPEST = 0.4
+"""Share of the side within which the last end is looked for."""
 SMALLEST = 2
 """Pixels below which a bar is none."""
 LEAST_PICTURE = 0.25
@@ -44,8 +50,9 @@ class Borders(NamedTuple):
 
 
 def black_depths(luma: Picture, full_range: bool) -> Signal:
-    """`[4, SEGMENTS]` int16: pixels from the top, bottom, left and right edge to where a segment
-    stops being black; the whole side where it never does.
+    """`[2, 4, SEGMENTS]` int16: pixels from the top, bottom, left and right edge to where a segment
+    stops being black: for the first time (the whole side where it never does), and for the last
+    time within `DEEPEST` of the side.
 
     Segments of the top and bottom are parts of the width, from the left; those of the left and
     right parts of the height, from the top.
@@ -55,14 +62,14 @@ def black_depths(luma: Picture, full_range: bool) -> Signal:
     by_column: Any = cv2.resize(luma, (width, SEGMENTS), interpolation=cv2.INTER_AREA)
     black = 0 if full_range else 16
     sides = by_row, by_row[::-1], by_column.T, by_column.T[::-1]
-    return np.stack([_depths(side, black) for side in sides]).astype(np.int16)
+    return np.stack([_depths(side, black) for side in sides], 1).astype(np.int16)
 
 
 def find_borders(depths: Signal, height: int, width: int) -> Borders:
     """The bars of a clip.
 
     Args:
-        depths: `[M, 4, SEGMENTS]` of its samples.
+        depths: `[M, 2, 4, SEGMENTS]` of its samples.
         height: of the picture as stored, pixels.
         width: the same.
     """
@@ -73,9 +80,9 @@ def find_borders(depths: Signal, height: int, width: int) -> Borders:
     across, down = (0, 0), (0, 0)
     for _ in range(2):  # what lies in the other pair's bars has no say
         inside = _inside(across, width)
-        down = _pair(reach[0][inside], reach[1][inside], height)
+        down = _pair(reach[:, 0, inside], reach[:, 1, inside], height)
         inside = _inside(down, height)
-        across = _pair(reach[2][inside], reach[3][inside], width)
+        across = _pair(reach[:, 2, inside], reach[:, 3, inside], width)
     return Borders(*down, *across)
 
 
@@ -89,13 +96,15 @@ def turned_borders(borders: Borders, rotation: int) -> Borders:
 
 
 def _depths(means: Signal, black: int) -> Signal:
-    """`[SEGMENTS]` of one side, from `[L, SEGMENTS]` means, the edge first."""
+    """`[2, SEGMENTS]` of one side, from `[L, SEGMENTS]` means, the edge first."""
     bar = float(np.median(means[:2]))
     if bar > black + BLACK:
-        return np.zeros(SEGMENTS)
+        return np.zeros((2, SEGMENTS))
     lit = means > bar + STEP
-    first = lit.argmax(0)
-    return np.where(lit.any(0), first, len(means))
+    first = np.where(lit.any(0), lit.argmax(0), len(means))
+    outer = ~lit[: max(1, int(DEEPEST * len(means)))][::-1]
+    last = np.where(outer.any(0), len(outer) - outer.argmax(0), 0)
+    return np.stack([first, last])
 
 
 def _inside(bars: tuple[int, int], length: int) -> Signal:
@@ -114,10 +123,12 @@ def _pair(near: Signal, far: Signal, length: int) -> tuple[int, int]:
 
 def _bar(reach: Signal, length: int) -> int:
     """The depth that most segments agree on, 0 if they do not."""
+    first, last = reach
     tolerance = max(2.0, 0.004 * length)
-    agree = np.abs(reach[:, None] - reach[None, :]) <= tolerance
+    agree = np.abs(first[:, None] - first[None, :]) <= tolerance
     best = int(agree.sum(1).argmax())
-    if agree[best].mean() < AGREE or reach[best] >= length:
+    depth = int(np.median(first[agree[best]]))
+    again = (first < depth) & (np.abs(last - depth) <= tolerance)
+    if agree[best].mean() < AGREE_FIRST or (agree[best] | again).mean() < AGREE:
         return 0
-    depth = int(np.median(reach[agree[best]]))
-    return depth if depth >= SMALLEST else 0
+    return depth if SMALLEST <= depth < length else 0

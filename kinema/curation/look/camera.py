@@ -32,6 +32,8 @@ SHAKING = 0.25
 is shake: an oscillation of f Hz has 2 pi f / 30, so 0.25 is 1.2 Hz."""
 STEADY = 0.5
 """Share of the speed that must be drift in one direction for a motion to have a name."""
+CERTAIN = 2.0
+"""Standard errors by which the mean of a shaky motion must differ from none to have a name."""
 ALONE = 0.6
 """A second component of more than this share of the first makes a motion mixed."""
 
@@ -141,9 +143,14 @@ def name_motion(rates: Floats, shake: Floats, height: float, width: float) -> st
     if np.median(speeds) < STILL:
         return "static"
     speed, drift = float(speeds.mean()), moves.mean(0)
-    if np.linalg.norm(drift) < STEADY * speed:
-        shaken = np.nanmean(shake) if np.isfinite(shake).any() else 0.0
-        return "shake" if shaken * 30 > SHAKING * speed else "mixed"
+    shaken = np.nanmean(shake) * 30 if np.isfinite(shake).any() else 0.0
+    least = STEADY * speed
+    if shaken > SHAKING * speed:
+        # The mean of a few moments of trembling may well point somewhere: by how much, by chance?
+        error = np.linalg.norm(moves.std(0)) / np.sqrt(max(1, len(moves) - 1))
+        least = max(least, CERTAIN * float(error))
+    if np.linalg.norm(drift) < least:
+        return "shake" if shaken > SHAKING * speed else "mixed"
     first, second = np.argsort(-np.abs(drift))[:2]
     if abs(drift[second]) > ALONE * abs(drift[first]):
         return "mixed"

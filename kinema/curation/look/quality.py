@@ -41,8 +41,11 @@ TILES = 9, 16
 DARK, BRIGHT = 16, 239
 """Levels (of 255) below and above which a pixel is dark or bright."""
 SAME_MEAN, SAME_MOST = 0.3, 6.0
-"""Mean and largest difference (levels, of the reduced pictures) of a repeated frame: what coding
-one picture twice leaves."""
+"""Mean and largest difference (levels, of the reduced pictures) of a frame that repeats the one
+before it, whatever goes on around them."""
+PAUSE, PAUSE_MEAN = 0.12, 1.5
+"""Where frames around it differ much more, a frame is a repeated one too if its mean difference is
+less than this share of theirs, and this many levels: coarse coding of one picture twice."""
 _NONE, _DARK, _BRIGHT, _FULL = (np.array([n]) for n in (0, DARK - 1, BRIGHT + 1, 255))
 GRID = 8
 """Pixels of a coded block's side."""
@@ -51,17 +54,18 @@ GRID = 8
 class QualityAnalyzer:
     """Signals of quality.
 
-    `repeats` [N] bool: the frame shows what the one before it does. `frames` [M]: sampled frames,
+    `difference` [N, 2]: mean and largest difference of the reduced picture from that of the frame
+    before (levels; NaN for the first). `frames` [M]: sampled frames,
     and for each `sharpness` [M, 9, 16] (mean squared Laplacian of a tile), `brightness`, `dark` and
     `bright` [M, 9, 16] uint8 (mean level; share of pixels × 255), `blockiness` [M] and
-    `black_depths` [M, 4, 16] (see `borders.py`). `size` [2]: height and width as stored.
+    `black_depths` [M, 2, 4, 16] (see `borders.py`). `size` [2]: height and width as stored.
     """
 
     def __init__(self, config: QualityConfig, info: SourceInfo) -> None:
         self._size = info.stored_height, info.stored_width
         self._samples = Samples(config.per_s)
         self._before: Picture | None = None
-        self._repeats: list[bool] = []
+        self._differences: list[tuple[float, float]] = []
         self._found: dict[str, list[Any]] = {
             name: []
             for name in (
@@ -77,7 +81,7 @@ class QualityAnalyzer:
 
     def frame(self, view: FrameView) -> None:
         small = view.small
-        self._repeats.append(self._before is not None and is_repeat(small, self._before))
+        self._differences.append(_difference(small, self._before))
         self._before = small.copy()
         if not self._samples.due(view.time_s) or view.luma.shape != self._size:
             return
@@ -99,17 +103,34 @@ class QualityAnalyzer:
         found = {n: np.array(v, types.get(n, np.float32)) for n, v in self._found.items()}
         return {
             "size": np.array(self._size, np.int32),
-            "repeats": np.array(self._repeats, np.bool_),
+            "difference": np.array(self._differences, np.float32).reshape(-1, 2),
             **found,
         }
 
 
-def is_repeat(picture: Picture, before: Picture) -> bool:
-    """Whether two reduced pictures are the same but for coding."""
+def _difference(picture: Picture, before: Picture | None) -> tuple[float, float]:
+    if before is None:
+        return np.nan, np.nan
     most = cv2.norm(picture, before, cv2.NORM_INF)
-    if most > SAME_MOST:
-        return False
-    return most == 0 or cv2.norm(picture, before, cv2.NORM_L1) <= SAME_MEAN * picture.size
+    return cv2.norm(picture, before, cv2.NORM_L1) / picture.size if most else 0.0, most
+
+
+def count_repeats(difference: Signal) -> int:
+    """How many frames of a clip show what the one before does.
+
+    Args:
+        difference: `[K, 2]` mean and largest difference of the clip's frames but the first.
+    """
+    if not len(difference):
+        return 0
+    mean, most = difference[:, 0], difference[:, 1]
+    same = (mean <= SAME_MEAN) & (most <= SAME_MOST)
+    # What frames around it differ by: the second largest of the two before and the two after, so
+    # that drawings shown for three frames are found, and one flash misleads nobody.
+    padded = np.pad(mean, 2)
+    around = np.sort([padded[k : k + len(mean)] for k in (0, 1, 3, 4)], axis=0)[-2]
+    same |= (mean < PAUSE * around) & (mean < PAUSE_MEAN)
+    return int(same.sum())
 
 
 def sharpness_tiles(luma: Picture, full_range: bool) -> Signal:
@@ -167,9 +188,8 @@ def quality_columns(signals: Mapping[str, Signal], start: int, end: int) -> dict
     """
     columns: dict[str, Any] = dict.fromkeys(COLUMNS)
     if end > start:
-        columns["duplicate_share"] = float(
-            signals["repeats"][start + 1 : end].sum() / (end - start)
-        )
+        repeats = count_repeats(signals["difference"][start + 1 : end])
+        columns["duplicate_share"] = repeats / (end - start)
     frames = signals["frames"]
     inside = (frames >= start) & (frames < end)
     if not inside.any():

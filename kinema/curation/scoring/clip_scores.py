@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,6 +31,8 @@ from kinema.curation.stage import Bad, Found, Part, Places, Result, Row, Work
 
 CODE = 1
 """Raised when the same files and settings give other scores."""
+READERS = 4
+"""Strips that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -222,10 +225,11 @@ def read_all(
     """Frames of the rows that have them, and why others have none, by their place in the batch."""
     pictures: dict[int, list[Picture]] = {}
     bad: dict[int, Bad] = {}
-    for i, row in enumerate(rows):
-        if i in leave_out:
-            continue
-        found = read_frames(row, places)
+    wanted = [i for i in range(len(rows)) if i not in leave_out]
+    # A store takes its time for each.
+    with ThreadPoolExecutor(READERS) as pool:
+        strips = list(pool.map(lambda i: read_frames(rows[i], places), wanted))
+    for i, found in zip(wanted, strips, strict=True):
         if isinstance(found, Bad):
             bad[i] = found
         else:

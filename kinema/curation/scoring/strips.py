@@ -31,7 +31,8 @@ def read_frames(row: Row, places: Places) -> list[Picture] | Bad:
     if not name or not count:
         return Bad("no_frames", "the clip has no strip of frames", passing=True)
     try:
-        return read_strip(f"{places.frames}/{name}", int(count))
+        # The column counts from the run's folder, of which `places.frames` is a part.
+        return read_strip(f"{places.frames}/{name.removeprefix('frames/')}", int(count))
     except KinemaError as error:
         reason = error.reason if isinstance(error, MediaError) else "bad_strip"
         return Bad(reason, f"{name}: {error.what}", passing=True)

@@ -19,6 +19,7 @@ from kinema.curation.config import AestheticConfig, EmbedConfig, FramesConfig, M
 from kinema.curation.scoring.clip_scores import ClipStage, MatchStage, clip_stages
 from kinema.curation.scoring.model_files import CLIP_L14, ModelFiles
 from kinema.curation.stage import Bad, Places, Row
+from tests.unit.checkpoint.loopback_hub import Hub
 from tests.unit.curation.scoring.tiny_models import (
     SIZE,
     strip_pictures,
@@ -248,8 +249,8 @@ def test_a_bad_strip_costs_its_own_row(models: Any, places: Places, rows: list[R
     assert [isinstance(r["embed"], Bad) for r in found] == [False, True, True, True, False]
     bad = [r["embed"] for r in found if isinstance(r["embed"], Bad)]
     assert [b.reason for b in bad] == ["bad_strip", "bad_strip", "no_frames"]
-    assert bad[0].message.startswith("c1.jpg: ")
-    assert bad[1].message.startswith("c2.jpg: ")
+    assert bad[0].message.startswith("frames/c1.jpg: ")
+    assert bad[1].message.startswith("frames/c2.jpg: ")
     # A strip that is written anew is looked at again.
     assert all(b.passing for b in bad)
 
@@ -331,6 +332,30 @@ def test_hub_names_offline(
     # All is here: nothing is asked of the hub, which this machine does not reach.
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     ClipStage(FRAMES, config).open(places)
+
+
+def test_downloads_bring_what_images_need(
+    models: Any, places: Places, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repository under its own name: weights, settings and tokenizer, from a hub on loopback."""
+    hub = Hub()
+    files = {p.name: p.read_bytes() for p in Path(models["clip"][0]).iterdir()}
+    hub.files = {"makers/small-clip": files | {"README.md": b"hello"}}
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    named = MatchStage(MatchConfig(model="makers/small-clip"), FRAMES)
+    local = MatchStage(MatchConfig(model=models["clip"][0]), FRAMES)
+    with hub.serving():
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        # The same files, so the same results.
+        assert named.parts[0].key == local.parts[0].key
+        asked = len(hub.requests)
+        found = named.open(places)(rows)
+        assert len(hub.requests) == asked
+    assert found == local.open(places)(rows)
 
 
 def test_the_predictor_has_to_fit(

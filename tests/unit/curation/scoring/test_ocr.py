@@ -65,7 +65,7 @@ def test_no_text_and_single_letters_are_none(work: Work, ocr_places: Places) -> 
 
 def test_titles_of_a_real_film(work: Work, ocr_places: Places) -> None:
     shutil.copy(TITLES, Path(ocr_places.frames) / "bbb.jpg")
-    row = {"id": "bbb", "state": "", "frames": "bbb.jpg", "frames_count": 3}
+    row = {"id": "bbb", "state": "", "frames": "frames/bbb.jpg", "frames_count": 3}
     lines = found(work, row)["ocr_text"].split(" | ")
     assert lines[:2] == ["THE PEACH OPEN MOVIE PROJECT", "PRESENTS"]
     # The third frame's is drawn, with a butterfly on it: part of it is read.

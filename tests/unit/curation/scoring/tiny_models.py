@@ -100,12 +100,12 @@ def write_strip(places: Places, name: str, frames: Sequence[np.ndarray[Any, Any]
     path = Path(places.frames) / f"{name}.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(list(frames))).save(path, quality=95)
-    return {"id": name, "state": "", "frames": path.name, "frames_count": len(frames)}
+    return {"id": name, "state": "", "frames": f"frames/{path.name}", "frames_count": len(frames)}
 
 
 def strip_pictures(places: Places, row: Row) -> list[Image.Image]:
     """Its frames, read by Pillow alone."""
-    whole = Image.open(f"{places.frames}/{row['frames']}").convert("RGB")
+    whole = Image.open(f"{places.out}/{row['frames']}").convert("RGB")
     height = whole.height // row["frames_count"]
     return [
         whole.crop((0, i * height, whole.width, (i + 1) * height))

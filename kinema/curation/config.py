@@ -10,7 +10,7 @@ from dataclasses import field
 from typing import Any, Literal
 
 from kinema.config.settings import settings
-from kinema.curation.captions.prompts import template_of
+from kinema.curation.captions.prompts import placeholders, template_of
 from kinema.endpoint.chat import check_address
 
 
@@ -228,7 +228,14 @@ class CaptionConfig:
     """Append scores as Open-Sora 1.2 does (`aesthetic score: 5.5. motion score: 8.0. ...`)."""
 
     def __post_init__(self) -> None:
-        template_of(self.prompt)
+        template = template_of(self.prompt)
+        if "text" in placeholders(template.text) and self.existing == "keep":
+            raise ValueError(
+                "prompt shows the caption that a clip came with ({text}), and existing=keep asks "
+                "only for clips without one; existing=replace"
+            )
+        if fixed := {"model", "messages", "stream", "n"} & self.request.keys():
+            raise ValueError(f"request may not set {sorted(fixed)[0]!r}")
         if not self.model:
             raise ValueError("model is empty; name a folder, or a model of the hub or endpoint")
         if self.endpoint is not None:

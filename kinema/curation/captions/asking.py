@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 from PIL import Image
 
@@ -112,10 +112,12 @@ class EndpointCaptions:
                 body |= {k: v for k, v in config.request.items() if k == "temperature"}
             caption = read_answer(self._ask(body, needed, use), self.template, config)
         if isinstance(caption, Unusable):
-            if caption.passing:
-                self._stop.failed(f"the endpoint gives no captions: {caption.message}")
-            message = f"{caption.message} (asked twice)"
-            return Bad(caption.reason, message, passing=caption.passing)
+            # Where none was of use yet, it may not see pictures at all.
+            passing = caption.passing or not self._stop.works
+            if passing:
+                why = f"the endpoint gives no captions: {caption.message}"
+                self._stop.failed(why, useless=not caption.passing)
+            return Bad(caption.reason, f"{caption.message} (asked twice)", passing=passing)
         values = as_columns(caption, self.columns, config.model, use)
         if config.short == "asked" and not self.template.fields:
             text = SHORTEN + caption.text
@@ -218,11 +220,12 @@ def _reach(endpoint: str) -> None:
         KinemaError: nobody answers at that address at all.
     """
     parts = urlsplit(endpoint)
-    if getproxies():  # a proxy reaches what this machine itself does not
-        return
+    host = parts.hostname or ""
+    if getproxies().get(parts.scheme) and not proxy_bypass(host):
+        return  # the proxy reaches what this machine itself does not
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        socket.create_connection((parts.hostname, port), timeout=CONNECT_S).close()
+        socket.create_connection((host, port), timeout=CONNECT_S).close()
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         raise KinemaError(

@@ -124,11 +124,17 @@ class Stop:
         with self._lock:
             self._failed, self._answered = 0, True
 
-    def failed(self, why: str) -> None:
-        """No answer for a clip after all retries."""
+    def failed(self, why: str, *, useless: bool = False) -> None:
+        """No caption for a clip after all retries.
+
+        Args:
+            useless: there was an answer, and it was no caption: that may be the clip's fault, so
+                it takes more of them until an endpoint that never gave one counts as dead.
+        """
         with self._lock:
             self._failed += 1
-            limit = self._limit if self._answered else min(self._limit, START_AFTER)
+            patient = self._answered or useless
+            limit = self._limit if patient else min(self._limit, START_AFTER)
             if self._failed < limit:
                 return
         times = f", {limit} clips in a row" if limit > 1 else ""

@@ -36,8 +36,11 @@ BESIDE = ("chat_template.jinja", "chat_template.json", "generation_config.json")
 """Files that captions of a model here depend on beside those that every model has."""
 LOCAL_TIME_LIMIT_S = 600.0
 """For one clip by a model here; a large one on a slow machine takes minutes."""
-ENDPOINT_REASONS = ("no_answer", "not_asked", "empty", "html")
-"""Reasons that are the endpoint's, not the clip's."""
+ENDPOINT_REASONS = (
+    "no_answer", "not_asked", "empty", "html", "refused", "repeats", "too_long", "too_short",
+    "cut_off", "not_json",
+)  # fmt: skip
+"""Reasons that may be the endpoint's; if they are, they are passing."""
 
 
 @dataclass(frozen=True)

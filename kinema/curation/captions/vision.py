@@ -166,17 +166,24 @@ class LocalCaptions:
             name: value.to(self._device, self._dtype if value.is_floating_point() else None)
             for name, value in inputs.items()
         }
-        made = self._network.generate(
-            **inputs,
-            max_new_tokens=self.config.max_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            num_beams=1,
-            pad_token_id=self._pad,
-            eos_token_id=sorted(self._ends) or None,
-        )
+        try:
+            made = self._network.generate(
+                **inputs,
+                max_new_tokens=self.config.max_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                num_beams=1,
+                pad_token_id=self._pad,
+                eos_token_id=sorted(self._ends) or None,
+            )
+        except torch.OutOfMemoryError:
+            raise KinemaError(
+                f"{len(asked)} clips at once do not fit on the GPU beside the model",
+                where="caption.batch",
+                hint=f"caption.batch={max(1, len(asked) // 2)}, or a smaller frames.max_side",
+            ) from None
         answers = []
         for one, use, row in zip(ids, uses, made[:, longest:].tolist(), strict=True):
             end = next((i for i, token in enumerate(row) if token in self._ends), len(row))

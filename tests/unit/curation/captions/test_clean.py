@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kinema.config.errors import ConfigError
 from kinema.curation.captions.answers import Answer, Caption, read_answer, read_short, with_scores
 from kinema.curation.captions.clean import (
     Unusable,
@@ -153,6 +154,22 @@ def test_ready_templates_say_what_they_know() -> None:
     assert "is: unknown." in ask_for(TEMPLATES["camera"], {}, 3)
     assert "a dog {width}\n" in ask_for(TEMPLATES["improve"], row, 3)  # not filled in again
     assert '"short"' in TEMPLATES["structured"].text.replace("{{", "{")
+
+
+def test_settings_that_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match="existing=replace"):
+        settings(model="m", prompt="improve")
+    assert settings(model="m", prompt="improve", existing="replace").existing == "replace"
+    with pytest.raises(ConfigError, match="request may not set 'stream'"):
+        settings(model="m", endpoint="http://h/v1", request={"stream": True})
+    with pytest.raises(ConfigError, match="max_cost needs"):
+        settings(model="m", endpoint="http://h/v1", max_cost=1.0)
+    with pytest.raises(ConfigError, match="one price is missing"):
+        settings(model="m", price_per_million_input=1.0)
+    with pytest.raises(ConfigError, match="parallel is 0"):
+        settings(model="m", parallel=0)
+    with pytest.raises(ConfigError, match="must be an http or https address"):
+        settings(model="m", endpoint="localhost:8000")
 
 
 def test_templates_of_ones_own() -> None:

@@ -209,6 +209,18 @@ def test_an_endpoint_that_answers_nothing_is_left_alone(
         assert piece not in caplog.text + repr(found) + str(error)
 
 
+def test_a_model_that_sees_nothing_is_left_alone(
+    server: Server, clips: list[Row], places: Places
+) -> None:
+    server.says = in_turn(saying("I cannot see any images in your message."))
+    found = [bad(b) for b in captions(config_of(server, parallel=1), clips * 3, places)]
+    assert [b.reason for b in found] == ["refused"] * 10 + ["not_asked"] * 5
+    assert all(b.passing for b in found)  # it is asked again when it can see
+    assert len(server.asked) == 20
+    assert "gives no captions: the model declined" in found[-1].message
+    assert "0 of 15 captioned: the endpoint gives no captions" in str(shortfall(0, found))
+
+
 def test_it_takes_longer_to_give_up_one_that_has_worked(
     server: Server, clips: list[Row], places: Places
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -46,16 +47,12 @@ def copy_packets(path: Place, target: Path, index: FrameIndex, start: int, end: 
         target: ends as `copied_suffix` says.
         index: of all packets of the file (`packet_index`).
         start: first frame wanted.
-        end: the frame after the last wanted.
+        end: the frame after the last wanted; `can_copy` has said that this is possible.
 
     Raises:
-        MediaError: the file cannot be used; `too_short` if no key frame lies between the two.
+        MediaError: the file cannot be used.
     """
-    later = index.keys[(index.keys >= start) & (index.keys < end)]
-    if not index.timed or not len(later):
-        what = "no key frame" if index.timed else "no usable time stamps"
-        raise MediaError("too_short", path, f"{what} between frames {start} and {end}")
-    key = int(later[0])
+    key = int(_keys(index, start, end)[0])
     positions = {int(t): i for i, t in enumerate(index.times)}
     with open_video(path) as video:
         first = int(index.times[key])
@@ -71,6 +68,11 @@ def copy_packets(path: Place, target: Path, index: FrameIndex, start: int, end: 
                 packet.stream = stream
                 container.mux(packet)
     return Copied(key, key + len(packets))
+
+
+def can_copy(index: FrameIndex, start: int, end: int) -> bool:
+    """Whether a key frame lies in the range, and frames have usable time stamps."""
+    return index.timed and len(_keys(index, start, end)) > 0
 
 
 def gop_of(index: FrameIndex) -> int:
@@ -92,6 +94,10 @@ def copy_warning(gops: list[int]) -> str:
         f"most {max(gops)}): training decodes {long_gop_cost(gop):.1f} frames for each one it "
         f"reads ({WINDOW_FRAMES} at a time), and {long_gop_cost(30):.1f} with cut.mode=encode"
     )
+
+
+def _keys(index: FrameIndex, start: int, end: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return index.keys[(index.keys >= start) & (index.keys < end)]
 
 
 def _options(target: Path) -> dict[str, str]:

@@ -260,14 +260,18 @@ def _encoded(
     }
 
 
-def _copy(places: Places, row: Row) -> dict[str, Any]:
-    from kinema.curation.copy_packets import copied_suffix, copy_packets
+def _copy(places: Places, row: Row) -> Found:
+    from kinema.curation.copy_packets import can_copy, copied_suffix, copy_packets
 
     index = known_index(row["source"])
     seconds = [*index.seconds().tolist(), index.duration_s]
     place = f"{row['id'][:2]}/{clip_name(row)}{copied_suffix(row['source_codec'])}"
+    start, end = row["start_frame"], row["end_frame"]
+    if not can_copy(index, start, end):
+        what = f"no key frame between {row['start_s']:.2f} s and {row['end_s']:.2f} s"
+        return Bad("no_key_frame", f"{what} to begin a copy at; cut.mode=encode cuts anywhere")
     with new_file(f"{places.clips}/{place}") as file:
-        copied = copy_packets(row["source"], file, index, row["start_frame"], row["end_frame"])
+        copied = copy_packets(row["source"], file, index, start, end)
         gop = file_gop(file)
         size = os.stat(file).st_size
     start_s, end_s = seconds[copied.start], seconds[copied.end]
@@ -282,7 +286,7 @@ def _copy(places: Places, row: Row) -> dict[str, Any]:
         "file_size": size,
         "gop": gop,
         "cut_by": "copy",
-        "lost_s": round(row["end_s"] - row["start_s"] - (end_s - start_s), 6),
+        "lost_s": max(0.0, round(row["end_s"] - row["start_s"] - (end_s - start_s), 6)),
     }
 
 

@@ -12,7 +12,7 @@ from kinema.curation.config import ScenesConfig
 from kinema.curation.look.analyzer import FrameView, Signal
 from kinema.curation.look.probe import SourceInfo
 
-VERSION = 2
+VERSION = 3
 REACH_S = 0.5
 """A frame is compared with those this long before and after it: dissolves of up to twice this
 length show in full, longer ones as a run of frames."""
@@ -22,6 +22,8 @@ _SIDE = 80
 """Pixels of the longer side of the pictures that dissolves and flashes are judged by."""
 _BLUR = 11
 """Pixels of these: what is even over so many is light, not structure."""
+_BLACK = 24
+"""Grey level below which a pixel may belong to a black bar."""
 _CHANGED = 4
 """Grey levels of structure from which a pixel counts as changed."""
 
@@ -54,10 +56,9 @@ class SceneAnalyzer:
         self._times.append(view.time_s)
         tiny = _tiny(view.small)
         self._note_return(tiny)
-        self._structure.append(tiny.astype(np.float32) - cv2.blur(tiny, (_BLUR, _BLUR)))
+        self._structure.append(_structure(tiny))
         if len(self._structure) == 2 * self._reach + 1:
-            before, now, after = (self._structure[i] for i in (0, self._reach, -1))
-            self._blend.append(_blend(before, now, after))
+            self._blend.append(_blend(*(self._structure[i] for i in (0, self._reach, -1))))
 
     def signals(self) -> dict[str, Signal]:
         """Arrays over frames:
@@ -105,7 +106,19 @@ def _tiny(small: Any) -> Any:
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _blend(before: Any, now: Any, after: Any) -> tuple[float, float, float, float]:
+def _structure(tiny: Any) -> tuple[Any, Any]:
+    """Luma without its local mean, and where it is black."""
+    return tiny.astype(np.float32) - cv2.blur(tiny, (_BLUR, _BLUR)), (tiny < _BLACK).view(np.uint8)
+
+
+def _blend(one: Any, two: Any, three: Any) -> tuple[float, float, float, float]:
+    # The edges of black bars stay through every dissolve: they do not count.
+    bars = one[1] & two[1] & three[1]
+    if bars.any():
+        away = cv2.boxFilter(bars, -1, (_BLUR, _BLUR), normalize=False) == 0
+        before, now, after = (picture[0] * away for picture in (one, two, three))
+    else:
+        before, now, after = one[0], two[0], three[0]
     moved = np.abs(after - before)
     difference = float(moved.mean())
     if difference < 1.0:

@@ -24,7 +24,8 @@ from kinema.models.score_words import add_scores
 
 FIELD_WORDS = 40
 """Words that a field of a structured caption keeps at most."""
-NO_LABEL = ("", "unknown")
+NO_LABEL = ("", "unknown", "mixed")
+"""Values of `camera_motion` that say nothing a model could learn to follow."""
 _ASIDE = tuple(name for name in STRUCTURED_FIELDS if name not in ("short", "dense"))
 
 

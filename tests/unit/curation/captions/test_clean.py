@@ -205,4 +205,5 @@ def test_scores_are_appended_as_they_are_asked_for() -> None:
     assert with_scores("A dog runs.", row) == text
     assert add_scores("A dog runs.", aes=5.46, flow=8.0, camera_motion="pan right") == text
     assert with_scores(text, row) == text
-    assert with_scores("A dog.", {"flow": None, "camera_motion": ""}) == "A dog."
+    for nothing in ("", None, "mixed"):
+        assert with_scores("A dog.", {"flow": None, "camera_motion": nothing}) == "A dog."

@@ -7,6 +7,7 @@ and the refused files into `OUT/report.html`, during the run or any time later.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from kinema.config.errors import KinemaError
+from kinema.curation.files import new_file
 from kinema.curation.stage import Places
 from kinema.data.writing import writing
-from kinema.media.write import atomic_output
+from kinema.media.stores import Place, join, read_bytes
 
 RUN_FILE = "run.json"
 VERSION = 1
@@ -144,12 +146,9 @@ class RunSummary:
             ) from None
         return summary
 
-    def write(self, out: str | Path | Places) -> Path:
+    def write(self, out: str | Path | Places) -> Place:
         """Write `OUT/run.json`."""
-        path = _folder(out) / RUN_FILE
-        with writing(path), atomic_output(path) as temporary:
-            temporary.write_text(self.to_json(), encoding="utf-8")
-        return path
+        return _write(join(_folder(out), RUN_FILE), self.to_json())
 
     @classmethod
     def read(cls, out: str | Path | Places) -> RunSummary:
@@ -158,14 +157,53 @@ class RunSummary:
         Raises:
             KinemaError: there is none, or it is not one.
         """
-        path = _folder(out) / RUN_FILE
-        if not path.is_file():
+        place = join(_folder(out), RUN_FILE)
+        try:
+            content = read_bytes(place).decode("utf-8", "replace")
+        except FileNotFoundError:
             raise KinemaError(
                 "has no run.json: this is not the folder of a curation run",
-                where=str(_folder(out)),
+                where=_folder(out),
                 hint="give the folder that `kinema curate INPUT -o FOLDER` wrote",
-            )
-        return cls.from_json(path.read_text(encoding="utf-8"), where=str(path))
+            ) from None
+        return cls.from_json(content, where=str(place))
+
+
+def write_report(
+    out: str | Path | Places,
+    *,
+    summary: RunSummary | None = None,
+    manifest: str | Path | None = None,
+    refused: Sequence[Mapping[str, Any]] | None = None,
+    seed: int = 0,
+) -> Place:
+    """Write `OUT/report.html`: one page that needs no other file.
+
+    Args:
+        out: the folder of a run, or its URL in a store.
+        summary: default: that in `OUT/run.json`.
+        manifest: default: `OUT/manifest.parquet`.
+        refused: `path`, `reason`, `message` of each file that gave nothing; default: the lines of
+            `OUT/refused.jsonl`.
+        seed: of the random samples.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        KinemaError: there is no such run or manifest; the page cannot be written.
+    """
+    from kinema.curation.report_page import make_page
+
+    folder = _folder(out)
+    html = make_page(
+        folder,
+        summary or RunSummary.read(out),
+        join(folder, "manifest.parquet") if manifest is None else manifest,
+        _refused(join(folder, "refused.jsonl")) if refused is None else refused,
+        seed,
+    )
+    return _write(join(folder, "report.html"), html)
 
 
 def _of(kind: type[Any], data: Mapping[str, Any]) -> Any:
@@ -173,5 +211,25 @@ def _of(kind: type[Any], data: Mapping[str, Any]) -> Any:
     return kind(**{name: value for name, value in data.items() if name in names})
 
 
-def _folder(out: str | Path | Places) -> Path:
-    return Path(out.out if isinstance(out, Places) else out)
+def _folder(out: str | Path | Places) -> str:
+    return out.out if isinstance(out, Places) else str(out).rstrip("/")
+
+
+def _write(place: Place, content: str) -> Place:
+    with writing(Path(place)), new_file(str(place)) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+    return place
+
+
+def _refused(place: Place) -> list[dict[str, Any]]:
+    try:
+        lines = read_bytes(place).decode("utf-8", "replace").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            item = json.loads(line)
+            if isinstance(item, dict):
+                found.append(item)
+    return found

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from kinema.data.expression import Expression, ExpressionError, parse, quoted
+from kinema.data.expression import Expression, ExpressionError, column_kind, parse, quoted
 from kinema.data.text_on_disk import as_mask
 
 PREFIX = "filter: "
@@ -231,7 +231,7 @@ def _no_value(table: pa.Table, rule: Rule) -> NDArray[np.bool_]:
     for name in rule.columns:
         column = table.column(name)
         floating = pa.types.is_floating(column.type)
-        if floating or (column.null_count and not pa.types.is_large_string(column.type)):
+        if floating or (column.null_count and column_kind(column.type) != "text"):
             missing |= as_mask(pc.is_null(column, nan_is_null=floating))
     return missing
 

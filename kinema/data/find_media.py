@@ -50,10 +50,12 @@ def find_media(folder: Path) -> tuple[list[str], list[Refusal]]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = os.path.relpath(here, folder)
+        prefix = "" if below == os.curdir else f"{below}/"
         for name in (*folders, *files):
             if name.startswith(".") or os.path.splitext(name)[1].lower() not in SUFFIXES:
                 continue
-            path = os.path.relpath(os.path.join(here, name), folder)
+            path = f"{prefix}{name}"
             try:
                 path.encode()
             except UnicodeEncodeError:

@@ -117,8 +117,8 @@ DATA_SETS: tuple[DataSet, ...] = (
     ),
     DataSet(
         "miradata",
-        "MiraData (v1, e.g. 330k; v0)",
-        "miradata_v1_330k.csv; --videos: clips as its script cuts them, or the raw videos",
+        "MiraData",
+        "miradata_v1_330k.csv (or v0); --videos: clips as its script cuts them, or the raw videos",
         (
             Form(
                 needed=("clip_id", "file_path", "timestamp", "dense_caption"),

@@ -97,7 +97,7 @@ def resolve(
                 f"{other:,} rows also have {_what(other_kind)}; --as {other_kind} takes those"
             )
     keep = _kept_rows(table, form, match, ranges, findings, folder, data_set.numbered)
-    kept = table.take(pa.array(keep))
+    kept = table if len(keep) == table.num_rows else table.take(pa.array(keep))
     start_s, end_s = _times(kept, ranges) if ranges else (None, None)
     text = tidy(kept.column(rows.text)) if rows.text else _blank(len(keep))
     return Resolved(

@@ -97,13 +97,13 @@ def import_data(
         _write_cuts(resolved, output, base)
     elif trust_table:
         kept, facts = _trusted(entry, rows, resolved, findings)
-        _write_clips(resolved, kept, facts, output, base, findings)
+        write_clips(resolved, kept, facts, output, base, findings)
     else:
         with Journal(Path(f"{output}.journal.jsonl")) as journal:
             kept, facts, reused = _probed(resolved, journal, workers, timeout_s, findings)
             findings.write(report_path)
             _check_any(kept, findings, report_path, folder)
-            _write_clips(resolved, kept, facts, output, base, findings)
+            write_clips(resolved, kept, facts, output, base, findings)
             journal.finish()
     findings.write(report_path)
     _check_any(kept, findings, report_path, folder)
@@ -213,7 +213,7 @@ def _relative(paths: pa.Array, folder: Path, base: Path) -> Any:
     )
 
 
-def _write_clips(
+def write_clips(
     resolved: Resolved,
     kept: Any,
     facts: np.ndarray[Any, Any],

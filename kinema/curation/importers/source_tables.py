@@ -209,6 +209,8 @@ def _header(path: Path, encoding: str) -> tuple[list[str], str]:
     """The names in the first row, and the separator."""
     with pa.input_stream(str(path)) as stream:
         start = stream.read(1 << 20)
+    if encoding == "utf-8" and b"\x00" in start:
+        raise _wrong_encoding(path, encoding, ValueError())
     try:
         text = start.decode(encoding, errors="ignore" if encoding == "utf-8" else "replace")
     except LookupError as error:
@@ -269,6 +271,8 @@ def _read_csv(path: Path, findings: Findings, encoding: str) -> pa.Table:
         reason = "".join(c if c.isprintable() else "?" for c in str(error)[:200])
         if "UTF8" in reason or isinstance(error, UnicodeError):
             raise _wrong_encoding(path, encoding, error) from None
+        if "straddl" in reason:
+            reason = "a quote is opened that is never closed, or a row is longer than 16 MB"
         raise KinemaError(
             f"is not a readable CSV table: {reason}", where=str(path), hint=HINT
         ) from None

@@ -187,6 +187,9 @@ class CaptionConfig:
     own, in which `{duration}`, `{camera_motion}`, ... stand for what is known of the clip."""
     frames: int = 3
     """Frames shown; at most `frames.count`."""
+    frames_as: Literal["images", "video"] = "images"
+    """`video` (Qwen2-VL and Qwen2.5-VL here only): two frames share their tokens, and the model is
+    told how far apart they are."""
     detail: Literal["low", "high", "auto"] | None = None
     """How closely the endpoint looks at images; null leaves it to the endpoint."""
     max_tokens: int = 300
@@ -252,6 +255,8 @@ class CaptionConfig:
         ):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if self.endpoint is not None and self.frames_as == "video":
+            raise ValueError("frames_as=video is for models here; an endpoint is shown images")
         if self.endpoint is None and self.temperature:
             raise ValueError(
                 f"temperature is {self.temperature}; a model here takes the likeliest word each "

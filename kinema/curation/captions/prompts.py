@@ -26,8 +26,8 @@ UNKNOWN = "unknown"
 """What stands for a value that a row does not have."""
 
 _FRAMES = (
-    "The {frames} images are frames of one video clip of {duration} seconds, in order of time, "
-    "evenly spread. "
+    "You see {frames} frames of one video clip of {duration} seconds, in order of time, evenly "
+    "spread. "
 )
 _RULES = (
     " Write plain text in the present tense, without lists, headings or remarks. Describe only "

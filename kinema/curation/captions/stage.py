@@ -66,6 +66,7 @@ class CaptionStage:
             "code": [CODE, clean.VERSION],
             "prompt": template.text,
             "frames": [min(config.frames, self.frames.count), frame_settings(self.frames)],
+            "frames_as": config.frames_as,
             "max": [config.max_tokens, config.max_words],
             "temperature": config.temperature,
             "existing": config.existing,
@@ -78,7 +79,11 @@ class CaptionStage:
         else:
             # Not the address: the same model may answer at another one tomorrow.
             made_by |= {"model": config.model, "detail": config.detail, "request": config.request}
-        depends = {*columns(template.text), *(("text",) if config.existing == "keep" else ())}
+        depends = set(columns(template.text))
+        if config.existing == "keep":
+            depends.add("text")
+        if config.frames_as == "video":
+            depends.add("duration")
         return (Part("caption", columns_of(template, config), made_by, tuple(sorted(depends))),)
 
     @property

@@ -43,7 +43,17 @@ class Shown:
     values: dict[str, Tensor]
     """Joined along the first dimension over the clips of a batch."""
     tokens: tuple[int, ...]
-    """Tokens of each picture."""
+    """Tokens of each picture, or of the video."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """About one clip, or about a text alone."""
+
+    text: str
+    pictures: Sequence[Picture] = ()
+    seconds: float = 1.0
+    """From one picture to the next."""
 
 
 class Eyes(Protocol):
@@ -51,7 +61,12 @@ class Eyes(Protocol):
 
     @property
     def placeholder(self) -> str:
-        """What stands for a token of a picture in the text."""
+        """What stands for a token of a picture, or of the video, in the text."""
+        ...
+
+    @property
+    def content(self) -> str:
+        """What chat templates call it: `image` or `video`."""
         ...
 
     @property
@@ -59,7 +74,12 @@ class Eyes(Protocol):
         """A chat template, where the model's folder has none."""
         ...
 
-    def show(self, pictures: Sequence[Picture]) -> Shown: ...
+    def show(self, pictures: Sequence[Picture], seconds: float) -> Shown:
+        """
+        Args:
+            seconds: from one frame to the next.
+        """
+        ...
 
 
 class LocalCaptions:
@@ -96,7 +116,7 @@ class LocalCaptions:
                 files.folder, local_files_only=True
             )
         self._network = self._load(getattr(transformers, network_class))
-        self._eyes: Eyes = eyes(self._network, files, self._tokenizer)
+        self._eyes: Eyes = eyes(self._network, files, self._tokenizer, config.frames_as)
         self._chat = self._chat_template()
         self._picture_id = int(self._tokenizer.convert_tokens_to_ids(self._eyes.placeholder))
         ends = self._network.generation_config.eos_token_id
@@ -114,7 +134,7 @@ class LocalCaptions:
             read: gives the frames of a row.
         """
         found: list[Found | None] = [None] * len(rows)
-        asked: list[tuple[int, list[Picture], str]] = []
+        asked: list[tuple[int, Question]] = []
         for i, row in enumerate(rows):
             pictures = read(row)
             if isinstance(pictures, Bad):
@@ -122,16 +142,17 @@ class LocalCaptions:
             elif any(max(p.shape[:2]) > LONGEST_RATIO * min(p.shape[:2]) for p in pictures):
                 found[i] = Bad("bad_shape", f"frames are more than {LONGEST_RATIO} times as long")
             else:
-                asked.append((i, pictures, ask_for(self.template, row, len(pictures))))
+                text = ask_for(self.template, row, len(pictures))
+                seconds = float(row.get("duration") or len(pictures)) / len(pictures)
+                asked.append((i, Question(text, pictures, seconds)))
         uses = [Use() for _ in asked]
-        answers = self._generate([(p, q) for _, p, q in asked], uses)
+        answers = self._generate([question for _, question in asked], uses)
         captions = [read_answer(a, self.template, self.config) for a in answers]
         shorts: dict[int, str] = {}
         if self.config.short == "asked" and not self.template.fields:
             long = {k: c.text for k, c in enumerate(captions) if not isinstance(c, Unusable)}
-            said = self._generate(
-                [([], SHORTEN + t) for t in long.values()], [uses[k] for k in long]
-            )
+            again = [Question(SHORTEN + text) for text in long.values()]
+            said = self._generate(again, [uses[k] for k in long])
             shorts = {k: read_short(a, long[k]) for k, a in zip(long, said, strict=True)}
         for k, (caption, use) in enumerate(zip(captions, uses, strict=True)):
             if isinstance(caption, Unusable):
@@ -142,13 +163,11 @@ class LocalCaptions:
         return [one for one in found if one is not None]
 
     @torch.no_grad()
-    def _generate(
-        self, asked: Sequence[tuple[Sequence[Picture], str]], uses: Sequence[Use]
-    ) -> list[Answer]:
+    def _generate(self, asked: Sequence[Question], uses: Sequence[Use]) -> list[Answer]:
         if not asked:
             return []
-        shown = [self._eyes.show(pictures) if pictures else None for pictures, _ in asked]
-        ids = [self._ids(q, s.tokens if s else ()) for (_, q), s in zip(asked, shown, strict=True)]
+        shown = [self._eyes.show(q.pictures, q.seconds) if q.pictures else None for q in asked]
+        ids = [self._ids(q.text, s.tokens if s else ()) for q, s in zip(asked, shown, strict=True)]
         longest = max(map(len, ids))
         tokens = torch.full((len(ids), longest), self._pad)
         mask = torch.zeros_like(tokens)
@@ -159,9 +178,11 @@ class LocalCaptions:
         seen = [s.values for s in shown if s]
         for name in seen[0] if seen else ():
             inputs[name] = _joined([values[name] for values in seen])
-        if "image_grid_thw" in inputs:
-            # Without it Qwen's positions are those of plain text, and nothing says so.
-            inputs["mm_token_type_ids"] = ((tokens == self._picture_id) & (mask == 1)).long()
+        for grid, kind in (("image_grid_thw", 1), ("video_grid_thw", 2)):
+            if grid in inputs:
+                # Without it Qwen's positions are those of plain text, and nothing says so.
+                seen_here = (tokens == self._picture_id) & (mask == 1)
+                inputs["mm_token_type_ids"] = seen_here.long() * kind
         inputs = {
             name: value.to(self._device, self._dtype if value.is_floating_point() else None)
             for name, value in inputs.items()
@@ -198,7 +219,8 @@ class LocalCaptions:
         # What a clip came with must not pass for a picture or for the end of the question.
         for token in self._tokenizer.get_added_vocab():
             question = question.replace(token, " ")
-        content = [{"type": "image"}] * len(pictures) + [{"type": "text", "text": question}]
+        shown = [{"type": self._eyes.content}] * len(pictures)
+        content = [*shown, {"type": "text", "text": question}]
         with _readable(self._files, "the chat template"):
             text = self._tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}],
@@ -255,39 +277,51 @@ class LocalCaptions:
 class QwenEyes:
     """Qwen2-VL, Qwen2.5-VL, Qwen3-VL: pictures of any size, cut into patches here."""
 
-    placeholder = "<|image_pad|>"
     plain_chat = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}"
-        "{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+        "{% if c.type in ('image', 'video') %}<|vision_start|><|{{ c.type }}_pad|><|vision_end|>"
         "{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
 
-    def __init__(self, network: Any, files: ModelFiles, tokenizer: Any) -> None:
-        vision = files.config.get("vision_config") or {}
-        self._settings = PatchSettings.read(files.folder, vision)
+    def __init__(self, network: Any, files: ModelFiles, tokenizer: Any, frames_as: str) -> None:
+        kind = files.config["model_type"]
+        if frames_as == "video" and kind not in VIDEO:
+            raise _no_video(str(kind))
+        self.content = "video" if frames_as == "video" else "image"
+        self.placeholder = f"<|{self.content}_pad|>"
+        self._settings = PatchSettings.read(files.folder, files.config.get("vision_config") or {})
+        self._timed = kind == "qwen2_5_vl"
 
-    def show(self, pictures: Sequence[Picture]) -> Shown:
-        found = [patches([picture], self._settings) for picture in pictures]
+    def show(self, pictures: Sequence[Picture], seconds: float) -> Shown:
+        groups = [pictures] if self.content == "video" else [[one] for one in pictures]
+        found = [patches(group, self._settings) for group in groups]
         values = torch.cat([torch.from_numpy(v) for v, _ in found])
         grids = torch.tensor([grid for _, grid in found])
-        tokens = grids.prod(1) // self._settings.merge**2
-        return Shown(
-            {"pixel_values": values, "image_grid_thw": grids}, tuple(int(n) for n in tokens)
-        )
+        counts = grids.prod(1) // self._settings.merge**2
+        tokens = tuple(int(n) for n in counts)
+        if self.content == "image":
+            return Shown({"pixel_values": values, "image_grid_thw": grids}, tokens)
+        video = {"pixel_values_videos": values, "video_grid_thw": grids}
+        if self._timed:
+            video["second_per_grid_ts"] = torch.tensor([seconds * self._settings.temporal])
+        return Shown(video, tokens)
 
 
 class LlavaEyes:
     """LLaVA and LLaVA-NeXT: pictures scaled (and cut into tiles) as transformers does it."""
 
-    placeholder = "<image>"
     plain_chat = (
         "{% for m in messages %}{% if m.role == 'user' %}USER: {% else %}ASSISTANT: {% endif %}"
         "{% for c in m.content %}{% if c.type == 'image' %}<image>\n{% else %}{{ c.text }}"
         "{% endif %}{% endfor %} {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
     )
 
-    def __init__(self, network: Any, files: ModelFiles, tokenizer: Any) -> None:
+    content = "image"
+
+    def __init__(self, network: Any, files: ModelFiles, tokenizer: Any, frames_as: str) -> None:
+        if frames_as == "video":
+            raise _no_video(str(files.config["model_type"]))
         self._network = network
         with _readable(files, "the image preprocessing"):
             # By name, the one on Pillow and NumPy: the other one needs torchvision.
@@ -298,7 +332,7 @@ class LlavaEyes:
         self.placeholder = str(tokenizer.convert_ids_to_tokens(int(network.config.image_token_id)))
         self._tokens: dict[tuple[int, int], int] = {}
 
-    def show(self, pictures: Sequence[Picture]) -> Shown:
+    def show(self, pictures: Sequence[Picture], seconds: float) -> Shown:
         found = self._processor(
             images=list(pictures), input_data_format="channels_last", return_tensors="pt"
         )
@@ -317,7 +351,7 @@ class LlavaEyes:
         return self._tokens[size]
 
 
-FAMILIES: dict[str, tuple[str, Callable[[Any, ModelFiles, Any], Eyes]]] = {
+FAMILIES: dict[str, tuple[str, Callable[[Any, ModelFiles, Any, str], Eyes]]] = {
     "llava": ("LlavaForConditionalGeneration", LlavaEyes),
     "llava_next": ("LlavaNextForConditionalGeneration", LlavaEyes),
     "qwen2_vl": ("Qwen2VLForConditionalGeneration", QwenEyes),
@@ -325,6 +359,16 @@ FAMILIES: dict[str, tuple[str, Callable[[Any, ModelFiles, Any], Eyes]]] = {
     "qwen3_vl": ("Qwen3VLForConditionalGeneration", QwenEyes),
 }
 """`model_type` -> the class of transformers, and how it is shown pictures."""
+VIDEO = ("qwen2_vl", "qwen2_5_vl")
+"""Those that may be shown frames as a video; Qwen3-VL wants times written between them."""
+
+
+def _no_video(kind: str) -> KinemaError:
+    return KinemaError(
+        f"a {kind!r} model is shown images, not a video",
+        where="caption.frames_as",
+        hint=f"caption.frames_as=images; video is for {' and '.join(VIDEO)}",
+    )
 
 
 def _joined(values: Sequence[Tensor]) -> Tensor:

@@ -148,7 +148,7 @@ def test_ready_templates_say_what_they_know() -> None:
     row = {"duration": 4.26, "camera_motion": "pan_left", "text": "a\ndog {width}"}
     for name, template in TEMPLATES.items():
         question = ask_for(template_of(name), row, 3)
-        assert "The 3 images are frames of one video clip of 4.3 seconds" in question
+        assert "You see 3 frames of one video clip of 4.3 seconds" in question
         assert set(columns(template.text)) <= {"duration", "camera_motion", "text"}
     assert "is: pan left." in ask_for(TEMPLATES["camera"], row, 3)
     assert "is: unknown." in ask_for(TEMPLATES["camera"], {}, 3)

@@ -18,7 +18,7 @@ from kinema.curation.captions.answers import Answer, Use
 from kinema.curation.captions.patches import PatchSettings, fitted, patches
 from kinema.curation.captions.prompts import TEMPLATES
 from kinema.curation.captions.stage import CaptionStage, choose
-from kinema.curation.captions.vision import LocalCaptions
+from kinema.curation.captions.vision import LocalCaptions, Question
 from kinema.curation.config import CaptionConfig, FramesConfig
 from kinema.curation.stage import Bad, Places, Row
 from tests.unit.curation.captions.conftest import captions, settings
@@ -51,7 +51,7 @@ def local(folder: Path, **more: Any) -> LocalCaptions:
 
 
 def asked_of(local: LocalCaptions, count: int = 4) -> list[Answer]:
-    asked = [(drawn(i, 3, SHAPES[i]), QUESTIONS[i]) for i in range(count)]
+    asked = [Question(QUESTIONS[i], drawn(i, 3, SHAPES[i])) for i in range(count)]
     return local._generate(asked, [Use() for _ in asked])
 
 
@@ -61,7 +61,7 @@ def test_a_batch_says_what_each_clip_says_alone(
 ) -> None:
     made = local(models[kind][0])
     uses = [Use() for _ in SHAPES]
-    asked = [(drawn(i, 3, shape), QUESTIONS[i]) for i, shape in enumerate(SHAPES)]
+    asked = [Question(QUESTIONS[i], drawn(i, 3, shape)) for i, shape in enumerate(SHAPES)]
     together = made._generate(asked, uses)
     alone = [made._generate([one], [Use()])[0] for one in asked]
     assert together == alone
@@ -83,7 +83,7 @@ def test_the_network_sees_the_pictures(models: dict[str, tuple[Path, Any]], kind
     made._network.generate = first_logits
     for colour in (20, 230):
         pictures = [np.full((40, 64, 3), colour, np.uint8)] * 3
-        made._generate([(pictures, "what")], [Use()])
+        made._generate([Question("what", pictures)], [Use()])
     assert len(seen) == 2
     assert (seen[0][:, -1] - seen[1][:, -1]).abs().max() > 1e-3
 
@@ -100,7 +100,7 @@ def test_qwen_gets_what_its_own_processor_gives(
     processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
     pictures = [drawn(7, 1, shape)[0] for shape in ((40, 64), (150, 33), (9, 8))]
     theirs = processor(images=pictures, return_tensors="pt", input_data_format="channels_last")
-    ours = made._eyes.show(pictures)
+    ours = made._eyes.show(pictures, 1.0)
     assert torch.equal(ours.values["image_grid_thw"], theirs["image_grid_thw"])
     difference = (ours.values["pixel_values"] - theirs["pixel_values"]).abs().max()
     assert difference < 1e-6
@@ -116,7 +116,7 @@ def test_qwen_gets_what_its_own_processor_gives(
 
     network.model.get_rope_index = spy
     try:
-        made._generate([([pictures[0]], "what")], [Use()])
+        made._generate([Question("what", [pictures[0]])], [Use()])
     finally:
         del network.model.get_rope_index
     (found, _) = calls[0]["found"]
@@ -159,6 +159,45 @@ def test_sizes_are_those_of_transformers(size: tuple[int, int]) -> None:
     assert fitted(*size, small) == smart_resize(*size, 32, 65536, 200_000)
 
 
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
+def test_frames_as_a_video(models: dict[str, tuple[Path, Any]], kind: str) -> None:
+    """Half the tokens, the positions in time as far apart as the frames, batch as alone."""
+    made = local(models[kind][0], frames_as="video")
+    one = Question("what", drawn(1, 4, (40, 64)), seconds=1.5)
+    other = Question("what is it", drawn(2, 3, (64, 40)), seconds=0.5)
+    together = made._generate([one, other], [Use(), Use()])
+    assert together == [made._generate([q], [Use()])[0] for q in (one, other)]
+    images = local(models[kind][0])._eyes.show(one.pictures, 1.5)
+    shown = made._eyes.show(one.pictures, 1.5)
+    assert sum(shown.tokens) * 2 == sum(images.tokens)
+    assert shown.values["video_grid_thw"].tolist() == [[2, *images.values["image_grid_thw"][0, 1:]]]
+    network, calls = made._network, []
+    positions = network.model.get_rope_index
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        calls.append((positions(*args, **kwargs)[0], kwargs["mm_token_type_ids"]))
+        return positions(*args, **kwargs)
+
+    network.model.get_rope_index = spy
+    try:
+        made._generate([one], [Use()])
+    finally:
+        del network.model.get_rope_index
+    found, types = calls[0]
+    times = sorted(set(found[0, 0, types[0] == 2].tolist()))
+    # Qwen2.5-VL: tokens_per_second (4 here by default) × 3 s between pairs of frames.
+    apart = 3 * network.config.vision_config.tokens_per_second if kind == "qwen2_5_vl" else 1
+    assert times[1] - times[0] == apart
+
+
+def test_only_some_models_see_videos(models: dict[str, tuple[Path, Any]]) -> None:
+    for kind in ("llava", "qwen3_vl"):
+        with pytest.raises(KinemaError, match="is shown images, not a video"):
+            local(models[kind][0], frames_as="video")
+    with pytest.raises(KinemaError, match="frames_as=video is for models here"):
+        settings(model="m", endpoint="http://h/v1", frames_as="video")
+
+
 def test_llava_gets_what_its_own_processor_gives(models: dict[str, tuple[Path, Any]]) -> None:
     """Prompt and pixels, against transformers' own processor of LLaVA."""
     from transformers import LlavaProcessor
@@ -174,7 +213,7 @@ def test_llava_gets_what_its_own_processor_gives(models: dict[str, tuple[Path, A
     theirs = processor(
         text="USER: <image>\n<image>\nwhat is it ASSISTANT:", images=pictures, return_tensors="pt"
     )
-    ours = made._eyes.show(pictures)
+    ours = made._eyes.show(pictures, 1.0)
     assert torch.allclose(ours.values["pixel_values"], theirs["pixel_values"], atol=1e-6)
     assert made._ids("what is it", ours.tokens) == theirs["input_ids"][0].tolist()
 
@@ -192,9 +231,9 @@ def test_the_stage_gives_captions(
     questions: list[str] = []
 
     def generate(self: LocalCaptions, asked: Any, uses: Any) -> list[Answer]:
-        for pictures, question in asked:
-            questions.append(question)
-            assert len(pictures) == (0 if question.startswith("Shorten") else 2)
+        for question in asked:
+            questions.append(question.text)
+            assert len(question.pictures) == (0 if question.text.startswith("Shorten") else 2)
         for use in uses:
             use.add(100, 7)
         which = shorts if questions[-1].startswith("Shorten") else said
@@ -218,7 +257,7 @@ def test_the_stage_gives_captions(
     assert not isinstance(last, Bad)
     assert (last["text"], last["text_short"]) == ("A cat sits on a wall. It sleeps.", "A cat sits.")
     assert len(questions) == 6
-    assert all(q.startswith("The 2 images") for q in questions[:4])
+    assert all(q.startswith("You see 2 frames") for q in questions[:4])
 
 
 def test_random_words_are_no_captions(

@@ -266,7 +266,12 @@ def test_a_model_is_known_by_its_content(models: Any, tmp_path: Path) -> None:
     assert key(folder) == key(tmp_path / "copy")
     assert len({key(folder), key(tmp_path / "other"), key(folder, FramesConfig(count=2))}) == 3
     stage = MatchStage(MatchConfig(model=str(tmp_path / "copy")), FRAMES)
-    assert stage.parts
+    before = stage.parts[0].key
+    # Other words for the same weights.
+    (tmp_path / "copy/merges.txt").write_text("#version: 0.2\na b\n")
+    stage = MatchStage(MatchConfig(model=str(tmp_path / "copy")), FRAMES)
+    assert stage.parts[0].key != before
+    assert key(folder) == key(tmp_path / "copy")
     shutil.copy(tmp_path / "other/model.safetensors", tmp_path / "copy")
     with pytest.raises(KinemaError, match="other files than those that the run was started with"):
         stage.open(Places.below(str(tmp_path)))

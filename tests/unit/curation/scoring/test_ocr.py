@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from kinema.config.errors import KinemaError
 from kinema.curation.config import FramesConfig, OcrConfig
-from kinema.curation.scoring.ocr import OcrStage
+from kinema.curation.scoring.ocr import OcrStage, TextReader
 from kinema.curation.stage import Bad, Places, Row, Work
 from tests.unit.curation.scoring.tiny_models import drawn, write_strip
 
@@ -100,6 +100,29 @@ def test_confidence_decides(ocr_places: Places) -> None:
     row = write_strip(ocr_places, "sure", [card("certainly")])
     strict = OcrStage(OcrConfig(min_confidence=1.0), FramesConfig()).open(ocr_places)
     assert found(strict, row)["ocr_boxes"] == 0
+
+
+@pytest.mark.parametrize(("max_side", "seen"), [(320, (192, 320)), (736, (352, 640))])
+def test_what_the_detector_sees(
+    monkeypatch: pytest.MonkeyPatch, max_side: int, seen: tuple[int, int]
+) -> None:
+    """Reduced to `max_side`, never enlarged (in steps of 32); colours in OpenCV's order."""
+    from rapidocr.ch_ppocr_det import TextDetector
+
+    reader = TextReader(OcrConfig(max_side=max_side))
+    inputs: list[Any] = []
+    session = reader._engine.text_det.session
+
+    def watched(pixels: Any) -> Any:
+        inputs.append(pixels)
+        return session(pixels)
+
+    assert isinstance(reader._engine.text_det, TextDetector)
+    monkeypatch.setattr(reader._engine.text_det, "session", watched)
+    reader.lines(np.full((360, 640, 3), (255, 0, 0), np.uint8))
+    assert inputs[0].shape == (1, 3, *seen)
+    # Red comes last; -1 is nothing of a colour, 1 all.
+    np.testing.assert_allclose(inputs[0].mean((0, 2, 3)), (-1, -1, 1), atol=1e-5)
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return "–"
     size = abs(value)
-    if size and (size < 1e-3 or size >= 1e6):
+    if size and (size < 1e-4 or size >= 1e6):
         return f"{value:.2e}"
     if value == round(value) and size < 1e6:
         return f"{value:.0f}"

@@ -176,6 +176,8 @@ def stages(items: Sequence[Any], floor_s: float | None) -> str:
         per_row = seconds(item.worker_s / item.computed) if item.computed else "–"
         rate_shown = number(rate) if item.computed else "–"
         hours_shown = f"{number(per_hour)} h" if item.computed and item.video_hours else "–"
+        took = seconds(item.wall_s) if item.computed else "–"
+        work = f"{seconds(item.worker_s)} {kind}" if item.computed else "–"
         bad = f'<span class="bad">{count(item.bad)}</span>' if item.bad else "0"
         reasons = ", ".join(f"{name} {n}" for name, n in sorted(item.reasons.items()))
         under = f'<div class="small">{text(reasons)}</div>' if reasons else ""
@@ -183,7 +185,7 @@ def stages(items: Sequence[Any], floor_s: float | None) -> str:
             f'<tr><td class="left">{text(item.name)}{under}</td>'
             f'<td class="left">{text(item.level)}</td>'
             f"<td>{count(item.computed)}</td><td>{count(item.recalled)}</td><td>{bad}</td>"
-            f"<td>{seconds(item.wall_s)}</td><td>{seconds(item.worker_s)} {kind}</td>"
+            f"<td>{took}</td><td>{work}</td>"
             f"<td>{rate_shown}</td><td>{per_row}</td><td>{hours_shown}</td></tr>"
         )
     names = ("stage", "rows are", "computed", "known before", "bad", "time", "work", "rows/s",

@@ -36,6 +36,8 @@ BASIC = {
 FIRST = ("aesthetic", "match", "motion_mv", "flow", "sharpness", "ocr_area", "nsfw", "watermark",
          "brightness", "blockiness", "duration")  # fmt: skip
 """Scores that people ask for first."""
+NOT_SEEN = {"duration"}
+"""Scores that pictures say nothing about."""
 STOP_WORDS = frozenset(
     ("a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "has", "have", "in", "into",
      "is", "it", "its", "of", "on", "or", "over", "that", "the", "their", "there", "they", "this",
@@ -122,7 +124,8 @@ class ClipTable:
         hint = "give the folder of a finished `kinema curate`"
         parquet = path.suffix.lower() == ".parquet"
         if not parquet or not path.is_file():
-            table = read_table(path, {}, hint=hint)
+            types = dict.fromkeys((*_LABELS, "id", "path", "text", "frames"), pa.large_string())
+            table = read_table(path, types, hint=hint)
             names = table.column_names
         else:
             with pa_parquet.ParquetFile(path) as file:
@@ -178,7 +181,7 @@ class ClipTable:
         order = sorted(set(wanted))
         found: dict[int, dict[str, Any]] = {}
         if self._table is not None:
-            values = self._table.select(there).take(order).to_pylist()
+            values = self._table.select(there).take(pa.array(order, pa.int64())).to_pylist()
             found = dict(zip(order, values, strict=True))
         elif order and there:
             places = np.array(order)
@@ -311,7 +314,8 @@ def bands(
         inside = rows[(known >= low) & ((known <= high) if last else (known < high))]
         sample = random.choice(inside, min(each, len(inside)), replace=False)
         if len(inside):
-            found.append(Band(low, high, len(inside), tuple(sorted(sample.tolist()))))
+            order = sample[np.argsort(values[sample], kind="stable")]
+            found.append(Band(low, high, len(inside), tuple(order.tolist())))
     return found
 
 

@@ -36,7 +36,8 @@ def make_page(
     clips = ClipTable.read(manifest)
     steps = numbers.funnel(clips, summary.counts, summary.rules)
     scored = numbers.scores(clips)
-    wanted = [name for name in scored if name in numbers.FIRST and _varies(clips, name)]
+    seen = set(numbers.FIRST) - numbers.NOT_SEEN
+    wanted = [name for name in scored if name in seen and _varies(clips, name)]
     banded = {name: numbers.bands(clips, name, seed=seed) for name in wanted[:SAMPLED_SCORES]}
     copies = {c: numbers.groups(clips, c, seed=seed) for c in ("duplicate_of", "similar_to")}
     kept_ids = [key for _, _, groups in copies.values() for key, _ in groups]
@@ -184,9 +185,9 @@ def _duplicates(
     examples = [(kept_rows.get(key), [(row, distance) for row in rows]) for key, rows in groups]
     return to_html.section(
         "Duplicates" if exact else "Alike in content",
-        f"{count(total)} clips {'repeat' if exact else 'are close to'} {count(kept)} others, by "
-        f"{'perceptual hashes' if exact else 'embeddings'}. On the left the clip that stands for "
-        "them; the largest groups first, then random ones.",
+        f"{'Repeats by perceptual hashes' if exact else 'Close to another by embeddings'}: "
+        f"{count(total)}, in groups around {count(kept)} clips. On the left the clip that stands "
+        "for its group; the largest groups first, then random ones.",
         to_html.duplicate_groups(examples, figure),
     )
 

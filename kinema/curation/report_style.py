@@ -60,7 +60,7 @@ font-variant-numeric:tabular-nums}
 .bars i{position:absolute;inset:0 auto 0 0;background:var(--kept);opacity:.17;border-radius:4px}
 .bars span{flex:1;overflow-wrap:anywhere}.bars b{font-weight:550}
 .bars em{font-style:normal;color:var(--soft);width:52px;text-align:right}
-.columns{columns:2;column-gap:26px}.columns li{break-inside:avoid}
+.columns{display:block;columns:2;column-gap:26px}.columns li{break-inside:avoid}
 .band{display:grid;grid-template-columns:132px 1fr;gap:14px;padding:9px 0;
 border-top:1px solid var(--rule)}
 .band:first-of-type{border-top:0}
@@ -72,7 +72,7 @@ display:grid;place-items:center;color:#9aa0a6;font-size:11px;text-align:center}
 figure img{width:100%;height:100%;object-fit:contain;display:block}
 figcaption{font-size:11.5px;line-height:1.35;color:var(--soft);margin-top:3px;overflow:hidden;
 display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;overflow-wrap:anywhere}
-figure.out .film{outline:2px solid var(--warn);outline-offset:-2px}figure.out img{opacity:.6}
+figure.out .film{outline:3px solid var(--warn);outline-offset:-3px}figure.out img{opacity:.6}
 figure b{color:var(--ink);font-weight:600}
 details summary{cursor:pointer;color:var(--soft);font-size:13.5px}
 footer{margin-top:50px;font-size:12.5px;color:var(--soft)}

@@ -146,7 +146,11 @@ def merge(
             words += [f"{counted(count, thing)} {what}"] if count else []
         print(f"{name}: {', '.join(words)}")
     for conflict in result.conflicts:
-        print(f"{conflict.column}: {counted(conflict.clips, 'clip')} differ, {conflict.example}")
+        has = "has" if conflict.clips == 1 else "have"
+        print(
+            f"{conflict.column}: {counted(conflict.clips, 'clip')} {has} another value, "
+            f"{conflict.example}"
+        )
     print(f"{output}: {result.rows:,} clips, columns {', '.join(result.columns)}")
 
 

@@ -9,6 +9,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Table
 
+from kinema.data.plan import counted
 from kinema.data.stats import Captions, LabelColumn, NumberColumn, Stats
 
 BLOCKS = " ▏▎▍▌▋▊▉█"
@@ -43,7 +44,7 @@ def render_stats(stats: Stats, *, title: str, all_bars: bool = False, width: int
 
 def _head(stats: Stats, title: str) -> str:
     images = f", {stats.images:,} of them images" if stats.images else ""
-    lines = [f"{title}: {stats.rows:,} clips"]
+    lines = [f"{title}: {counted(stats.rows, 'clip')}"]
     if stats.clips < stats.rows:
         lines[0] += f", {stats.clips:,} looked at ({stats.clips / stats.rows:.1%})"
     lines[0] += f"{images}, {stats.seconds / 3600:,.2f} hours"

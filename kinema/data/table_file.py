@@ -157,7 +157,7 @@ class TableWriter:
                 if self._csv
                 else pa_parquet.ParquetWriter(file, schema, compression="zstd")
             )
-        except pa.ArrowNotImplementedError as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise self._no_form(error) from None
 
     def write(self, table: pa.Table) -> None:

@@ -6,9 +6,7 @@ Imports torch: the stage imports it when it opens.
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,10 +26,10 @@ from kinema.curation.captions.clean import Unusable
 from kinema.curation.captions.patches import LONGEST_RATIO, PatchSettings, patches
 from kinema.curation.captions.prompts import SHORTEN, ask_for, template_of
 from kinema.curation.config import CaptionConfig
+from kinema.curation.scoring.loading import import_transformers, load_network, readable
 from kinema.curation.scoring.model_files import ModelFiles
 from kinema.curation.scoring.strips import Picture
 from kinema.curation.stage import Bad, Found, Row
-from kinema.models.pretrained import quiet_imports
 
 EXAMPLES = "Qwen/Qwen2.5-VL-7B-Instruct, or llava-hf/llava-1.5-7b-hf"
 
@@ -107,15 +105,14 @@ class LocalCaptions:
                 hint=f"{EXAMPLES}; any other model behind an endpoint (caption.endpoint)",
             )
         network_class, eyes = FAMILIES[kind]
-        transformers = _transformers(network_class, "AutoTokenizer")
-        transformers.utils.logging.disable_progress_bar()
+        transformers = import_transformers(network_class, "AutoTokenizer")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
-        with _readable(files, "the tokenizer"):
+        with readable(files, "the tokenizer"):
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
                 files.folder, local_files_only=True
             )
-        self._network = self._load(getattr(transformers, network_class))
+        self._network = load_network(files, network_class, self._dtype).to(self._device)
         self._eyes: Eyes = eyes(self._network, files, self._tokenizer, config.frames_as)
         self._chat = self._chat_template()
         self._picture_id = int(self._tokenizer.convert_tokens_to_ids(self._eyes.placeholder))
@@ -221,7 +218,7 @@ class LocalCaptions:
             question = question.replace(token, " ")
         shown = [{"type": self._eyes.content}] * len(pictures)
         content = [*shown, {"type": "text", "text": question}]
-        with _readable(self._files, "the chat template"):
+        with readable(self._files, "the chat template"):
             text = self._tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}],
                 chat_template=self._chat,
@@ -249,29 +246,11 @@ class LocalCaptions:
             return str(self._tokenizer.chat_template)
         for name in ("chat_template.json", "processor_config.json"):
             file = self._files.folder / name
-            with _readable(self._files, name):
+            with readable(self._files, name):
                 found = json.loads(file.read_text()) if file.is_file() else {}
                 if isinstance(found.get("chat_template"), str):
                     return str(found["chat_template"])
         return self._eyes.plain_chat
-
-    def _load(self, network_class: Any) -> Any:
-        with _readable(self._files, "the weights"):
-            network, report = network_class.from_pretrained(
-                self._files.folder,
-                local_files_only=True,
-                dtype=self._dtype,
-                weights_only=True,
-                output_loading_info=True,
-            )
-        if report["missing_keys"] or report["mismatched_keys"]:
-            raise KinemaError(
-                "these are not the weights of the model that config.json describes: "
-                f"{len(report['missing_keys'])} missing, {len(report['mismatched_keys'])} of "
-                "another shape",
-                where=str(self._files.folder),
-            )
-        return network.eval().requires_grad_(False).to(self._device)
 
 
 class QwenEyes:
@@ -323,9 +302,9 @@ class LlavaEyes:
         if frames_as == "video":
             raise _no_video(str(files.config["model_type"]))
         self._network = network
-        with _readable(files, "the image preprocessing"):
+        with readable(files, "the image preprocessing"):
             # By name, the one on Pillow and NumPy: the other one needs torchvision.
-            self._processor: Any = _transformers("AutoImageProcessor").AutoImageProcessor
+            self._processor: Any = import_transformers("AutoImageProcessor").AutoImageProcessor
             self._processor = self._processor.from_pretrained(
                 files.folder, local_files_only=True, backend="pil"
             )
@@ -380,47 +359,3 @@ def _joined(values: Sequence[Tensor]) -> Tensor:
             into[:, : v.shape[1]] = v
         values = filled
     return torch.cat(list(values))
-
-
-@contextmanager
-def _readable(files: ModelFiles, what: str) -> Iterator[None]:
-    """The readers of these files raise whatever they like, and warn of what does not matter."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    except KinemaError:
-        raise
-    except ImportError as error:
-        raise _missing(error.name or str(error)) from None
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise KinemaError(f"{what} cannot be read: {reason}", where=str(files.folder)) from None
-    finally:
-        logger.setLevel(level)
-
-
-def _transformers(*names: str) -> Any:
-    """The package, with these classes of it imported.
-
-    Raises:
-        KinemaError: it is not installed.
-    """
-    try:
-        with quiet_imports():
-            import transformers
-
-            for name in names:
-                getattr(transformers, name)
-    except ImportError as error:
-        raise _missing(error.name or "transformers") from None
-    return transformers
-
-
-def _missing(package: str) -> KinemaError:
-    return KinemaError(
-        f"captions by a model here need {package}, which is not installed",
-        where="caption.model",
-        hint="pip install 'kinema[pretrained]', or name an endpoint (caption.endpoint)",
-    )

@@ -5,11 +5,9 @@ Imports torch: stages import it when they open.
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import islice
 from typing import Any
@@ -19,8 +17,8 @@ from torch import Tensor
 
 from kinema.config.errors import KinemaError
 from kinema.curation.frames import Picture
+from kinema.curation.scoring.loading import import_transformers, load_network, readable
 from kinema.curation.scoring.model_files import ModelFiles
-from kinema.models.pretrained import quiet_imports
 
 CHUNK = 32
 """Images that go through a network at once on a GPU; the last ones are filled up with zeros, so
@@ -52,15 +50,15 @@ class ImageNetwork:
         self.chunk = None if device.type == "cpu" else CHUNK
         # The one on Pillow and NumPy: the other one needs torchvision.
         kind = str(files.image_settings.get("image_processor_type"))
-        with _readable(files, "the image preprocessing"):
+        with readable(files, "the image preprocessing"):
             if kind.endswith("FeatureExtractor"):  # a name of years ago, unknown to transformers 5
                 name = kind.removesuffix("FeatureExtractor") + "ImageProcessorPil"
-                self._processor: Any = getattr(_transformers(name), name).from_pretrained(
+                self._processor: Any = getattr(import_transformers(name), name).from_pretrained(
                     files.folder, local_files_only=True
                 )
             else:
                 name = "AutoImageProcessor"
-                self._processor = getattr(_transformers(name), name).from_pretrained(
+                self._processor = getattr(import_transformers(name), name).from_pretrained(
                     files.folder, local_files_only=True, backend="pil"
                 )
 
@@ -117,10 +115,10 @@ class PairedEncoder(ImageNetwork):
             )
         super().__init__(files, device)
         self.kind = str(kind)
-        self._network = _load(files, PAIRED[self.kind])
+        self._network = load_network(files, PAIRED[self.kind])
         if text:
-            transformers = _transformers("AutoTokenizer")
-            with _readable(files, "the tokenizer"):
+            transformers = import_transformers("AutoTokenizer")
+            with readable(files, "the tokenizer"):
                 self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
                     files.folder, local_files_only=True
                 )
@@ -179,7 +177,7 @@ class Classifier(ImageNetwork):
             KinemaError: no such label, files that cannot be read, missing packages.
         """
         super().__init__(files, device)
-        self._network = _load(files, "AutoModelForImageClassification")
+        self._network = load_network(files, "AutoModelForImageClassification")
         config = self._network.config
         names = {int(i): str(name) for i, name in config.id2label.items()}
         classes = [i for i, name in sorted(names.items()) if name == label]
@@ -213,77 +211,3 @@ def _labels(names: dict[int, str], label: str) -> str:
     near = get_close_matches(label.casefold(), folded, n=1, cutoff=0.5)
     listed = ", ".join(list(names.values())[:12]) + (", ..." if len(names) > 12 else "")
     return f"{folded[near[0]]!r}; it has: {listed}" if near else f"one of: {listed}"
-
-
-def _load(files: ModelFiles, name: str) -> Any:
-    """The network on the CPU in float32, ready to be asked.
-
-    Raises:
-        KinemaError: weights that cannot be read or belong to another model.
-    """
-    network_class = getattr(_transformers(name), name)
-    with _readable(files, "the weights"):
-        network, report = network_class.from_pretrained(
-            files.folder,
-            local_files_only=True,
-            dtype=torch.float32,
-            weights_only=True,
-            output_loading_info=True,
-        )
-    if report["missing_keys"] or report["mismatched_keys"]:
-        raise KinemaError(
-            f"these are not the weights of the model that config.json describes: "
-            f"{len(report['missing_keys'])} missing, {len(report['mismatched_keys'])} of another "
-            "shape",
-            where=str(files.folder),
-        )
-    return network.eval().requires_grad_(False)
-
-
-@contextmanager
-def _readable(files: ModelFiles, what: str) -> Iterator[None]:
-    """The readers of these files raise whatever they like, warn of what does not matter, and draw
-    progress bars."""
-    from transformers.utils import logging as of_transformers
-
-    logger = logging.getLogger("transformers")
-    level, bars = logger.level, of_transformers.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    of_transformers.disable_progress_bar()
-    try:
-        yield
-    except KinemaError:
-        raise
-    except ImportError as error:
-        raise _missing(error.name or str(error)) from None
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise KinemaError(f"{what} cannot be read: {reason}", where=str(files.folder)) from None
-    finally:
-        logger.setLevel(level)
-        if bars:
-            of_transformers.enable_progress_bar()
-
-
-def _transformers(*names: str) -> Any:
-    """The package, with these classes of it imported.
-
-    Raises:
-        KinemaError: it is not installed.
-    """
-    try:
-        with quiet_imports():
-            import transformers
-
-            for name in names:
-                getattr(transformers, name)
-    except ImportError as error:
-        raise _missing(error.name or "transformers") from None
-    return transformers
-
-
-def _missing(package: str) -> KinemaError:
-    return KinemaError(
-        f"scores by released models need {package}, which is not installed",
-        hint="pip install 'kinema[pretrained]'",
-    )

@@ -5,6 +5,7 @@ Numbers of all rows are looked at; captions, paths and pictures of a sample only
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -339,7 +340,8 @@ def words(clips: ClipTable, *, seed: int = 0) -> Words | None:
         seen.update({part for part in parts if part not in STOP_WORDS and not part.isdigit()})
         if len(parts) >= 3:
             starts[" ".join(parts[:3])] += 1
-    edges = np.linspace(0, max(10, float(np.percentile(lengths, 99.5))), 31)
+    step = max(1, math.ceil(float(np.percentile(lengths, 99.5)) / 30))
+    edges = np.arange(0.0, 31 * step, step)
     share = int(clips.kept.sum()) / max(1, len(texts))
     return Words(
         captions=round(len(full) * share),

@@ -237,7 +237,7 @@ def _figure(row: Mapping[str, Any], pictures: Pictures, value: str) -> str:
     name = str(row.get("path") or "").rsplit("/", 1)[-1]
     caption = " ".join(str(row.get("text") or name).split())
     dropped = str(row.get("dropped_by") or "")
-    shown = f'<img src="{picture}" alt="" loading="lazy">' if picture else "no picture"
+    shown = f'<img src="{picture}" alt="">' if picture else "no picture"
     told = f"{text(name)}{f' · dropped by {text(dropped)}' if dropped else ''}"
     words = caption if len(caption) <= WORDS else f"{caption[: WORDS - 1]}…"
     score = f"<b>{text(value)}</b> " if value else ""

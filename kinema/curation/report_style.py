@@ -60,7 +60,7 @@ font-variant-numeric:tabular-nums}
 .bars i{position:absolute;inset:0 auto 0 0;background:var(--kept);opacity:.17;border-radius:4px}
 .bars span{flex:1;overflow-wrap:anywhere}.bars b{font-weight:550}
 .bars em{font-style:normal;color:var(--soft);width:52px;text-align:right}
-.columns{display:block;columns:2;column-gap:26px}.columns li{break-inside:avoid}
+.columns{display:block;columns:2;column-gap:26px}.columns li{break-inside:avoid;margin-bottom:2px}
 .band{display:grid;grid-template-columns:132px 1fr;gap:14px;padding:9px 0;
 border-top:1px solid var(--rule)}
 .band:first-of-type{border-top:0}
@@ -76,7 +76,7 @@ figure.out .film{outline:3px solid var(--warn);outline-offset:-3px}figure.out im
 figure b{color:var(--ink);font-weight:600}
 details summary{cursor:pointer;color:var(--soft);font-size:13.5px}
 footer{margin-top:50px;font-size:12.5px;color:var(--soft)}
-@media(max-width:720px){main{padding:22px 14px 60px}
+@media screen and (max-width:720px){main{padding:22px 14px 60px}
 .funnel div{grid-template-columns:1fr auto auto;gap:1px 12px;padding:6px 0;
 border-top:1px solid var(--rule)}
 .funnel .name{grid-column:1/-1}.funnel .track{grid-column:1/-1;height:11px}
@@ -84,6 +84,6 @@ border-top:1px solid var(--rule)}
 .columns{columns:1}}
 @media print{:root{color-scheme:light;font-size:11px}body{background:#fff}
 main{max-width:none;padding:0}.sheet,figure,.band,.funnel div,tr{break-inside:avoid}
-h2{break-after:avoid;margin-top:26px}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}
+h2,.lead{break-after:avoid}h2{margin-top:26px}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 details>*{display:block}@page{margin:14mm}}
 """

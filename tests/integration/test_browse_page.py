@@ -107,6 +107,11 @@ def test_it_plays_under_the_pointer_and_by_keys(page: Any) -> None:
     page.mouse.move(5, 5)
     page.wait_for_selector(".card video", state="detached")
 
+    page.once("dialog", lambda asked: asked.accept())
+    page.keyboard.press("Shift+M")
+    page.wait_for_selector("#marked-count:has-text('4')")
+    page.wait_for_selector('.card.marked[data-row="4"]')
+
     page.keyboard.press("ArrowRight")
     page.keyboard.press(" ")
     page.wait_for_function("() => document.querySelector('.card.current video').currentTime > 0.1")

@@ -153,6 +153,22 @@ async function mark(index) {
   }
 }
 
+// All that the filters leave; where they all are marked, none.
+async function markAll() {
+  if (!shown.total) return;
+  const query = state.text();
+  try {
+    const { total } = await read("/api/query", { q: JSON.stringify({ ...JSON.parse(query), marked: true }) });
+    const marked = total < shown.total;
+    const what = marked ? "Mark" : "Take the marks off";
+    if (!confirm(`${what} ${count(shown.total)} clips?`)) return;
+    counted(await write("/api/marks", { marked, query }));
+    grid.reset(query, shown.total, grid.shown, true);
+  } catch (error) {
+    complain(error);
+  }
+}
+
 function later(act, ms) {
   let timer;
   return (...values) => {
@@ -271,6 +287,7 @@ addEventListener("keydown", (event) => {
     " ": () => grid.toggle(here),
     Enter: () => here >= 0 && detail.open(here),
     m: () => here >= 0 && mark(here),
+    M: () => markAll(),
     e: async () => {
       if (here < 0) return;
       await detail.open(here);

@@ -12,7 +12,7 @@ import pyarrow as pa
 from kinema.curation.config import ClassifierConfig, FramesConfig
 from kinema.curation.scoring.clip_scores import NOT_FINITE, check_same, read_all
 from kinema.curation.scoring.model_files import NSFW_EXAMPLE, ModelFiles
-from kinema.curation.scoring.strips import frame_settings, in_order, time_limit_s
+from kinema.curation.scoring.strips import STRIP, frame_settings, in_order, time_limit_s
 from kinema.curation.stage import Part, Places, Result, Row, Work
 
 CODE = 1
@@ -43,7 +43,7 @@ class ClassifierStage:
             "label": self.config.label,
             "frames": frame_settings(self.frames),
         }
-        return (Part(self.name, {self.name: pa.float64()}, made_by),)
+        return (Part(self.name, {self.name: pa.float64()}, made_by, STRIP),)
 
     @property
     def batch(self) -> int:

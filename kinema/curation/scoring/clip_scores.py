@@ -21,6 +21,7 @@ from kinema.curation.scoring.model_files import (
     fingerprint,
 )
 from kinema.curation.scoring.strips import (
+    STRIP,
     asked,
     frame_settings,
     in_order,
@@ -68,9 +69,9 @@ class ClipStage:
         parts = []
         if self.aesthetic is not None:
             head = {"head": fingerprint([_head(self.aesthetic)])}
-            parts.append(Part("aesthetic", {"aesthetic": pa.float64()}, made_by | head))
+            parts.append(Part("aesthetic", {"aesthetic": pa.float64()}, made_by | head, STRIP))
         if self.embed is not None:
-            parts.append(Part("embed", {"_embedding": pa.list_(pa.float32())}, made_by))
+            parts.append(Part("embed", {"_embedding": pa.list_(pa.float32())}, made_by, STRIP))
         return tuple(parts)
 
     @property
@@ -160,7 +161,7 @@ class MatchStage:
             "model": self._files().fingerprint(),
             "frames": frame_settings(self.frames),
         }
-        return (Part("match", {"match": pa.float64()}, made_by, depends=("text",)),)
+        return (Part("match", {"match": pa.float64()}, made_by, ("text", *STRIP)),)
 
     @property
     def batch(self) -> int:

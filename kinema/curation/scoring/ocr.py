@@ -17,7 +17,7 @@ from kinema.curation.config import FramesConfig, OcrConfig
 from kinema.curation.frames import Picture
 from kinema.curation.scoring.clip_scores import read_all
 from kinema.curation.scoring.model_files import fingerprint
-from kinema.curation.scoring.strips import frame_settings, in_order, time_limit_s
+from kinema.curation.scoring.strips import STRIP, frame_settings, in_order, time_limit_s
 from kinema.curation.stage import Part, Places, Result, Row, Work
 
 CODE = 1
@@ -55,7 +55,7 @@ class OcrStage:
             "letters": LETTERS,
             "frames": frame_settings(self.frames),
         }
-        return (Part("ocr", columns, made_by),)
+        return (Part("ocr", columns, made_by, STRIP),)
 
     @property
     def batch(self) -> int:

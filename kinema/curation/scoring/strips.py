@@ -8,10 +8,14 @@ from typing import Any
 
 from kinema.config.errors import KinemaError
 from kinema.curation.config import FramesConfig
+from kinema.curation.cut import BORDERS
 from kinema.curation.frames import Picture, read_strip
 from kinema.curation.stage import Bad, Part, Places, Result, Row
 from kinema.media.errors import MediaError
 
+STRIP = ("height", "width", *BORDERS)
+"""For `Part.depends`: what of a clip says how its pictures are cropped and scaled, beside
+`frame_settings`. A clip whose letterbox is cut off has other scores than the whole picture."""
 BASE_S, FRAME_S = 30.0, 30.0
 """What a clip and each of its frames may take: SigLIP's largest model needs ten seconds for a frame
 on one core, and the core may be a slow or a shared one."""

@@ -18,7 +18,7 @@ from kinema.config.errors import KinemaError
 from kinema.curation.config import AestheticConfig, EmbedConfig, FramesConfig, MatchConfig
 from kinema.curation.scoring.clip_scores import ClipStage, MatchStage, clip_stages
 from kinema.curation.scoring.model_files import CLIP_L14, ModelFiles
-from kinema.curation.stage import Bad, Places, Row
+from kinema.curation.stage import Bad, Places, Row, result_key
 from tests.unit.checkpoint.loopback_hub import Hub
 from tests.unit.curation.scoring.tiny_models import (
     SIZE,
@@ -90,7 +90,12 @@ def test_match_is_the_cosine_of_caption_and_frames(
 
     folder, model = models[kind]
     stage = MatchStage(MatchConfig(model=folder), FRAMES)
-    assert stage.parts[0].depends == ("text",)
+    one = {"id": "a", "state": "", "text": "x", "height": 40}
+    keys = {
+        result_key(row, stage.parts[0])
+        for row in (one, one | {"text": "y"}, one | {"border_top": 8, "height": 32})
+    }
+    assert len(keys) == 3
     results = stage.open(places)(rows)
     assert results[3] == {"match": {"match": None}}
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -15,15 +15,17 @@ import numpy as np
 from kinema.config.errors import KinemaError
 from kinema.curation.config import ScenesConfig
 from kinema.curation.look.analyzer import Signal
-from kinema.curation.look.scenes import FLASH_FRAMES, REACH_S
+from kinema.curation.look.scenes import FLASH_FRAMES, reaches
 
 VERSION = 1
 DISSOLVE_DIFFERENCE = 6.0
 """Grey levels (mean, of structure) between the pictures before and after a dissolve, at least."""
 DISSOLVE_REST = 0.3
 """A dissolve's middle differs from the average of its ends by at most this share of their
-difference. Two still pictures give 0.01, moving ones 0.1 to 0.2; camera motion gives 0.5 and more
-(of three unrelated pictures: 0.87)."""
+difference. Two still pictures give 0.01, moving ones 0.1 to 0.2; camera motion gives 0.45 and
+more (of three unrelated pictures: 0.87)."""
+DISSOLVE_LEAST_REST = 0.3, 0.2
+"""Somewhere in it at most this, for each of `REACHES_S`."""
 DISSOLVE_ALIKE = (0.35, 0.7)
 """Correlation of the pictures before and after: at most the first somewhere in a dissolve, at most
 the second throughout. A title that comes up over a picture stays above."""
@@ -32,8 +34,9 @@ DISSOLVE_AREA = 0.5
 DISSOLVE_EDGE_S = 0.2
 """A dissolve begins before, and ends after, what looks halfway: by a third of that at each side,
 at most this long."""
-FLASH_REST = 0.4
-"""After a flash the picture differs from the one before by at most this share of the jump."""
+FLASH_REST = 0.4, 10.0
+"""After a flash the picture differs from the one before by at most this share of the jump, and so
+many grey levels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ def hard_cuts(signals: Mapping[str, Signal], config: ScenesConfig, fps: float) -
     found: set[int] = set()
     picture = np.zeros((1, 1, 3), np.uint8)
     for place in range(len(scores)):
-        now = FrameTimecode(place, fps or 25.0)
+        now = FrameTimecode(place, float(fps) or 25.0)
         for detector in detectors:
             found.update(cut.frame_num for cut in detector.process_frame(now, picture))
     return sorted(found)
@@ -127,7 +130,8 @@ def _without_flashes(cuts: list[int], signals: Mapping[str, Signal]) -> list[int
     for place in cuts:
         if place <= until:
             continue  # the end of a flash
-        if float(signals["back"][place]) < FLASH_REST * float(signals["step"][place]):
+        back, step = float(signals["back"][place]), float(signals["step"][place])
+        if back < min(FLASH_REST[0] * step, FLASH_REST[1]):
             until = place + FLASH_FRAMES
         else:
             kept.append(place)
@@ -135,21 +139,22 @@ def _without_flashes(cuts: list[int], signals: Mapping[str, Signal]) -> list[int
 
 
 def _dissolves(signals: Mapping[str, Signal], fading: Signal, fps: float) -> list[Gap]:
-    difference, rest, alike, area = signals["blend"].astype(np.float32).T
-    hit = (
-        (difference >= DISSOLVE_DIFFERENCE)
-        & (rest <= DISSOLVE_REST)
-        & (alike <= DISSOLVE_ALIKE[1])
-        & (area >= DISSOLVE_AREA)
-    )
-    # Before and after fades there are frames between black and a picture: the fade's own.
-    reach = max(1, round(REACH_S * fps))
-    near = np.convolve(fading, np.ones(2 * reach + 1))[reach:-reach] > 0
     gaps = []
-    for start, end in _runs(hit & ~near, join=2):
-        if alike[start:end].min() <= DISSOLVE_ALIKE[0]:
-            edge = min(round((end - start) / 3), round(DISSOLVE_EDGE_S * fps))
-            gaps.append(Gap(max(0, start - edge), min(len(hit), end + edge), "dissolve"))
+    for number, reach in enumerate(reaches(fps)):
+        difference, rest, alike, area = signals["blend"][:, number].astype(np.float32).T
+        hit = (
+            (difference >= DISSOLVE_DIFFERENCE)
+            & (rest <= DISSOLVE_REST)
+            & (alike <= DISSOLVE_ALIKE[1])
+            & (area >= DISSOLVE_AREA)
+        )
+        # Before and after fades there are frames between black and a picture: the fade's own.
+        near = np.convolve(fading, np.ones(2 * reach + 1))[reach:-reach] > 0
+        for start, end in _runs(hit & ~near, join=2):
+            best = alike[start:end].min(), rest[start:end].min()
+            if best[0] <= DISSOLVE_ALIKE[0] and best[1] <= DISSOLVE_LEAST_REST[number]:
+                edge = min(round((end - start) / 3), round(DISSOLVE_EDGE_S * fps))
+                gaps.append(Gap(max(0, start - edge), min(len(hit), end + edge), "dissolve"))
     return gaps
 
 

@@ -12,10 +12,10 @@ from kinema.curation.config import ScenesConfig
 from kinema.curation.look.analyzer import FrameView, Signal
 from kinema.curation.look.probe import SourceInfo
 
-VERSION = 3
-REACH_S = 0.5
-"""A frame is compared with those this long before and after it: dissolves of up to twice this
-length show in full, longer ones as a run of frames."""
+VERSION = 4
+REACHES_S = 0.5, 1.0
+"""A frame is compared with those so long before and after it: a dissolve of up to twice this
+length shows in full, a longer one in part."""
 FLASH_FRAMES = 6
 """A picture that is back to what it was within as many frames was a flash."""
 _SIDE = 80
@@ -28,6 +28,17 @@ _CHANGED = 4
 """Grey levels of structure from which a pixel counts as changed."""
 
 
+Blend = tuple[float, float, float, float]
+
+
+def reaches(fps: float) -> list[int]:
+    """`REACHES_S` in frames."""
+    return [
+        min(60 * place, max(place, round(seconds * fps)))
+        for place, seconds in enumerate(REACHES_S, start=1)
+    ]
+
+
 class SceneAnalyzer:
     """Differences between neighbouring frames, as PySceneDetect's ContentDetector finds them on
     the reduced picture; brightness, as its ThresholdDetector does; and what it has no detector
@@ -35,16 +46,16 @@ class SceneAnalyzer:
     picture returns to what it was (a flash)."""
 
     def __init__(self, config: ScenesConfig, info: SourceInfo) -> None:
-        self._reach = min(60, max(1, round(REACH_S * info.fps)))
+        self._reaches = reaches(info.fps)
         self._hsv: Any = None
-        self._structure: deque[Any] = deque(maxlen=2 * self._reach + 1)
+        self._structure: deque[Any] = deque(maxlen=2 * self._reaches[-1] + 1)
         self._recent: deque[Any] = deque(maxlen=FLASH_FRAMES + 1)
         self._content: list[tuple[float, float, float]] = []
         self._brightness: list[float] = []
         self._times: list[float] = []
         self._step: list[float] = []
         self._back: list[float] = []
-        self._blend: list[tuple[float, float, float, float]] = []
+        self._blend: list[list[Blend]] = [[] for _ in self._reaches]
 
     def frame(self, view: FrameView) -> None:
         bgr = view.small_bgr
@@ -57,8 +68,10 @@ class SceneAnalyzer:
         tiny = _tiny(view.small)
         self._note_return(tiny)
         self._structure.append(_structure(tiny))
-        if len(self._structure) == 2 * self._reach + 1:
-            self._blend.append(_blend(*(self._structure[i] for i in (0, self._reach, -1))))
+        for reach, blends in zip(self._reaches, self._blend, strict=True):
+            if len(self._structure) > 2 * reach:
+                three = (self._structure[i] for i in (-1 - 2 * reach, -1 - reach, -1))
+                blends.append(_blend(*three))
 
     def signals(self) -> dict[str, Signal]:
         """Arrays over frames:
@@ -68,15 +81,16 @@ class SceneAnalyzer:
         - `brightness` [N]: mean of blue, green and red;
         - `step`, `back` [N]: mean difference of luma to the frame before; the smallest difference
           of one of the `FLASH_FRAMES` next frames to the frame before;
-        - `blend` [N, 4]: of structure (luma without its local mean, so that changes of light do
-          not count), for the frames `REACH_S` before and after: their mean difference; the
-          difference between this frame and their average, as a share of it; their correlation; the
-          share of pixels that changed. Zeros at both ends of the file.
+        - `blend` [N, 2, 4]: of structure (luma without its local mean, so that changes of light do
+          not count), for the frames each of `REACHES_S` before and after: their mean difference;
+          the difference between this frame and their average, as a share of it; their correlation;
+          the share of pixels that changed. Zeros at both ends of the file.
         """
         total = len(self._times)
-        blend = np.zeros((total, 4), np.float32)
-        if self._blend:
-            blend[self._reach : total - self._reach] = self._blend
+        blend = np.zeros((total, len(self._reaches), 4), np.float32)
+        for number, (reach, blends) in enumerate(zip(self._reaches, self._blend, strict=True)):
+            if blends:
+                blend[reach : total - reach, number] = blends
         return {
             "times": np.array(self._times, np.float64),
             "content": np.array(self._content, np.float32).reshape(-1, 3),
@@ -111,7 +125,7 @@ def _structure(tiny: Any) -> tuple[Any, Any]:
     return tiny.astype(np.float32) - cv2.blur(tiny, (_BLUR, _BLUR)), (tiny < _BLACK).view(np.uint8)
 
 
-def _blend(one: Any, two: Any, three: Any) -> tuple[float, float, float, float]:
+def _blend(one: Any, two: Any, three: Any) -> Blend:
     # The edges of black bars stay through every dissolve: they do not count.
     bars = one[1] & two[1] & three[1]
     if bars.any():

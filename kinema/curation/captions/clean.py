@@ -34,11 +34,12 @@ _PICTURE = (
     r"(?:video(?:\s+(?:clip|sequence|footage))?|clip|footage|image|picture|photo(?:graph)?|"
     r"frames?|still|scene|sequence(?:\s+of\s+(?:frames|images))?|series\s+of\s+(?:frames|images)|"
     r"(?:\w+\s+)?(?:images|frames))"
+    r"(?:,\s(?:lasting|which|taken|shot|filmed|recorded|set)\s[^,.]{1,40},)?"
 )
 _SHOWS = (
     r"(?:(?:also|then|clearly|vividly|mainly|primarily|seems?\s+to)\s+)?"
     r"(?:shows?|showing|captures?|features?|depicts?|presents?|portrays?|displays?|illustrates?|"
-    r"showcases?|contains?|(?:begins|starts|opens|ends)\s+with|is\s+(?:of|about|showing)|are\s+of|"
+    r"showcases?|contains?|(?:begins|starts|opens)\s+with|is\s+(?:of|about|showing)|are\s+of|"
     r"is(?=\s+(?:an?|the)\s)|appears?\s+to\s+(?:show|be\s+of|depict))"
 )
 _SMALL_TALK = tuple(
@@ -47,6 +48,7 @@ _SMALL_TALK = tuple(
         r"(?:sure|certainly|of\s+course|okay|ok|absolutely|great)(?:\s+thing)?\s*[,!.:]\s*",
         r"(?:here(?:'s|\u2019s|\s+is|\s+are)|below\s+is|this\s+is)\s+(?:a|an|the|your|my|one)\b"
         r"[^.:\n]{0,60}\b(?:caption|description|summary|paragraph|sentence)\b[^.:\n]{0,60}:\s*",
+        r"the\s+following\s+is\s+(?:a|the)\s+(?:caption|description)\b[^.:\n]{0,40}:\s*",
         r"(?:(?:detailed|short|long|dense|video|image)\s+)?"
         r"(?:caption|description|summary|answer|output|response)\s*:\s*",
     )
@@ -60,19 +62,28 @@ _OPENINGS = tuple(
         rf"(?:the|this|these)\s+{_PICTURE}\s+{_SHOWS}\s+(?:that\s+)?"
         r"(?!(?:how|what|why|where|when)\b)",
         r"(?:we|you)\s+(?:can\s+)?see\s+",
+        r"(?:frame|image)\s+\d{1,2}\s*:\s*",
     )
 )
 """In front of any sentence of it."""
 _FRAME = r"(?:frame|image|picture)"
+_FIRST, _NEXT = r"(?:first|initial|opening)", r"(?:second|next|middle|following|subsequent)"
+_LAST = r"(?:third|fourth|last|final)"
 _FRAME_TIMES = tuple(
     (re.compile(pattern, re.IGNORECASE), words)
     for pattern, words in (
-        (rf"\b(?:in|by|at)\s+the\s+(?:first|initial|opening)\s+{_FRAME}\b", "at first"),
+        (rf"\b(?:in|by|at)\s+the\s+{_FIRST}\s+{_FRAME}\b", "at first"),
+        (rf"\b(?:in|by|at)\s+the\s+{_NEXT}\s+{_FRAME}s?\b", "then"),
+        (rf"\b(?:in|by|at)\s+the\s+{_LAST}\s+{_FRAME}\b", "in the end"),
+        (rf"^the\s+{_FIRST}\s+{_FRAME}\s+{_SHOWS}\s", "at first, "),
+        (rf"^the\s+{_NEXT}\s+{_FRAME}\s+{_SHOWS}\s", "then, "),
+        (rf"^the\s+{_LAST}\s+{_FRAME}\s+{_SHOWS}\s", "in the end, "),
+        (rf"^the\s+{_PICTURE}\s+(?:ends|concludes|closes)\s+with\s", "in the end, "),
         (
-            rf"\b(?:in|by|at)\s+the\s+(?:second|next|middle|following|subsequent)\s+{_FRAME}s?\b",
+            rf"\bas\s+the\s+{_PICTURE}\s+(?:progresses|continues|unfolds|goes\s+on)\b",
             "then",
         ),
-        (rf"\b(?:in|by|at)\s+the\s+(?:third|fourth|last|final)\s+{_FRAME}\b", "in the end"),
+        (rf",\s+(?:the|this)\s+{_PICTURE}\s+{_SHOWS}\s", ", "),
         (
             r",?\s*(?:as\s+(?:seen|shown)\s+)?(?:across|throughout|in\s+all(?:\s+of)?)\s+"
             r"(?:the\s+|all\s+(?:the\s+)?)?(?:\w+\s+)?(?:frames?|images)\b",
@@ -86,6 +97,8 @@ _REMARK = re.compile(
     r"based\s+on\s+(?:the|these)\s+(?:\w+\s+)?(?:frames|images)\s*[.,:]?\s*$))"
     r"|\b(?:cannot|can't|can\s*not|not\s+possible\s+to|impossible\s+to|difficult\s+to|hard\s+to)\s+"
     r"(?:be\s+)?(?:determined?|tell|identif(?:y|ied)|say|know)\b"
+    r"|\b(?:sequence|series|collage|composite|set)\s+of\s+(?:\w+\s+)?(?:frames|images|stills)\b"
+    r"|^(?:this|the)\s+(?:caption|description)\b"
     r"|^(?:the|these|this)\s+(?:(?:provided|given|\w+ee|two|four|five)\s+)?"
     r"(?:frames?|images?|stills?|screenshots?)\s+(?:(?:do|does|did)\s*(?:not|n't)|"
     r"(?:are|is|were|was)\s+(?:not|too|taken|stills|screenshots|from|in\s+order))\b"

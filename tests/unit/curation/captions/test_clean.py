@@ -52,6 +52,17 @@ from tests.unit.curation.captions.conftest import settings
         ("1. **Subject**: a red car\n2. **Light**: sunset", "A red car. Sunset."),
         ("In the first frame, she stands. In the second frame, she turns. In the last frame, she "
          "smiles.", "At first, she stands. Then, she turns. In the end, she smiles."),
+        ("The first frame shows a red car. The second image shows it turn. The third frame depicts "
+         "it at rest.", "At first, a red car. Then, it turn. In the end, it at rest."),
+        ("The video begins with a girl. As the video progresses, she runs. The clip ends with a "
+         "jump.", "A girl. Then, she runs. In the end, a jump."),
+        ("Throughout the clip, the camera pans left, revealing more of it.",
+         "The camera pans left, revealing more of it."),
+        ("Frame 1: A dog sits. Frame 2: It runs.", "A dog sits. It runs."),
+        ("The clip, lasting 4 seconds, shows a puppy.", "A puppy."),
+        ("Seen from above, the clip features a tractor.", "Seen from above, a tractor."),
+        ("A man sings. Overall, the sequence of frames suggests joy. This caption is short.",
+         "A man sings."),
         ("A dog runs, its tail up across the frames.", "A dog runs, its tail up."),
         ("A beach. These frames do not show any people. Let me know if you need more.", "A beach."),
         ("A bird sits there. It is not possible to determine its kind.", "A bird sits there."),

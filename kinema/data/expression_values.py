@@ -28,7 +28,6 @@ from kinema.data.expression_tree import (
 )
 from kinema.data.text_on_disk import as_mask
 
-_WORD = r"[^\s\p{Z}]+"
 _COMPARE = {
     "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le,
     ">": operator.gt, ">=": operator.ge,
@@ -223,9 +222,57 @@ _NUMERIC: Mapping[str, Any] = {
 def _count(name: str, texts: Any) -> Any:
     lone = isinstance(texts, str)
     values = pa.array([texts]) if lone else texts
-    found = pc.utf8_length(values) if name == "length" else pc.count_substring_regex(values, _WORD)
-    counts = found.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    if name == "length":
+        counts = pc.utf8_length(values).cast(pa.float64()).to_numpy(zero_copy_only=False)
+    else:
+        counts = word_counts(values).astype(np.float64)
     return float(counts[0]) if lone else counts
+
+
+def word_counts(texts: pa.Array) -> NDArray[np.int64]:
+    """Words of each text: what stands between white space, as `str.split` sees it.
+
+    Args:
+        texts: string or large_string, without nulls.
+
+    A regular expression would take ten times as long: words are counted where they begin, in the
+    bytes of all texts at once.
+    """
+    wide = np.int64 if pa.types.is_large_string(texts.type) else np.int32
+    _, offsets, data = texts.buffers()
+    if data is None or not len(texts):
+        return np.zeros(len(texts), np.int64)
+    ends = np.frombuffer(offsets, wide)[texts.offset : texts.offset + len(texts) + 1]
+    letters = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]
+    if not len(letters):
+        return np.zeros(len(texts), np.int64)
+    space = _ASCII_SPACE[letters]
+    if letters.max() >= 0x80:
+        for first in _WIDE_SPACE:
+            _mark(space, letters, first)
+    begins = ~space
+    begins[1:] &= space[:-1]
+    firsts = (ends[:-1] - ends[0])[np.diff(ends) > 0]
+    begins[firsts] = ~space[firsts]
+    places = np.searchsorted(np.flatnonzero(begins), ends - ends[0])
+    return np.diff(places)
+
+
+def _mark(space: NDArray[np.bool_], letters: NDArray[np.uint8], sign: bytes) -> None:
+    """Set the bytes of this character, a white space beyond ASCII."""
+    places = np.flatnonzero(letters[: len(letters) - len(sign) + 1] == sign[0])
+    for step, byte in enumerate(sign[1:], start=1):
+        places = places[letters[places + step] == byte]
+    for step in range(len(sign)):
+        space[places + step] = True
+
+
+_ASCII_SPACE = np.zeros(256, np.bool_)
+_ASCII_SPACE[[9, 10, 11, 12, 13, 28, 29, 30, 31, 32]] = True
+_WIDE_SPACE = [
+    chr(sign).encode()
+    for sign in (0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000)
+]
 
 
 _LOOK: Mapping[str, Any] = {

@@ -1,15 +1,15 @@
 """Near duplicates by perceptual hashes of frames.
 
-A clip is a sequence of 64-bit hashes of frames a fixed time apart. The distance of two clips is the
-mean Hamming distance of their frames in bits, at the shift of at most two frames where it is
-smallest; clips whose lengths differ by more than a quarter are never duplicates.
+A clip is a sequence of 64-bit hashes of frames. The distance of two clips is the mean Hamming
+distance of their frames in bits, at the shift of at most two frames where it is smallest; at least
+three quarters of the longer one must lie beside the other, and clips whose durations differ by more
+than a quarter are never duplicates.
 
 Comparing all pairs is out of the question for a million clips. Two frames that differ in few bits
 agree in whole stretches of them: hashes are cut into 5 bands (of 13, 13, 13, 13 and 12 bits), and
 clips are compared when frames of theirs agree in two bands or more (multi-index hashing, after
 M. Norouzi, A. Punjani and D. Fleet, CVPR 2012). Frames 6 bits apart do so with probability 0.44,
-and one of all the frames of a clip is enough: 0.9 for 4 frames, 0.9999 for 16; with 3 bits, 0.996
-for 4 frames.
+and one of all the frames of a clip is enough: 0.94 for 5 frames; with 4 bits 0.998.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WINDOW = 8
 SHIFT = 2
 """Frames that two clips may be shifted by."""
 OVERLAP = 0.75
-"""Share of the longer clip that must lie beside the other one."""
+"""Share of the longer clip that must lie beside the other one, in frames and in seconds."""
 BLOCK = 1 << 22
 """Frames that are compared at once."""
 
@@ -117,8 +117,12 @@ for _digits in ("0123456789abcdef", "0123456789ABCDEF"):
     _NIBBLE[np.frombuffer(_digits.encode(), np.uint8)] = np.arange(16)
 
 
-def equal_clips(frames: Frames) -> NDArray[np.int64]:
-    """For each clip the first one with the same frames (itself, if there is none before)."""
+def equal_clips(frames: Frames, durations: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
+    """For each clip the first one with the same frames (itself, if there is none before).
+
+    Args:
+        durations: seconds [clips], see `near_pairs`.
+    """
     # Two multiplicative hashes of the whole sequence: 128 bits, so that equal means equal.
     place = np.arange(len(frames.words)) - np.repeat(frames.starts[:-1], frames.lengths)
     signs = []
@@ -130,7 +134,25 @@ def equal_clips(frames: Frames) -> NDArray[np.int64]:
     same: NDArray[np.int64] = first[inverse.reshape(-1)]
     empty = frames.lengths == 0
     same[empty] = np.flatnonzero(empty)
+    if durations is None:
+        return same
+    # A black clip of 2 s and one of 16 s are told apart: a few of each group stay.
+    kept: dict[int, list[int]] = {}
+    for clip in np.flatnonzero(same != np.arange(len(same))):
+        alike = kept.setdefault(int(same[clip]), [int(same[clip])])
+        fits = [other for other in alike if _as_long(durations[clip], durations[other])]
+        if fits:
+            same[clip] = fits[0]
+        else:
+            same[clip] = clip
+            alike.append(int(clip))
     return same
+
+
+def _as_long(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether durations are near enough; one that is not known is near to any."""
+    as_long: NDArray[np.bool_] = ~(np.minimum(one, other) < OVERLAP * np.maximum(one, other))
+    return as_long
 
 
 def _mix(words: Words) -> Words:
@@ -147,8 +169,12 @@ def _sums(values: Words, starts: NDArray[np.int64]) -> Words:
         return total[starts[1:]] - total[starts[:-1]]
 
 
-def near_pairs(frames: Frames, most: float) -> Pairs:
-    """Pairs of clips whose distance is at most `most` bits; `equal_clips` are taken out before."""
+def near_pairs(frames: Frames, most: float, durations: NDArray[np.float64] | None = None) -> Pairs:
+    """Pairs of clips whose distance is at most `most` bits; `equal_clips` are taken out before.
+
+    Args:
+        durations: seconds [clips]; NaN or none: not known, anything goes with it.
+    """
     if len(frames) < 2 or not len(frames.words):
         none = np.zeros(0, np.int64)
         return Pairs(none, none, np.zeros(0))
@@ -157,6 +183,8 @@ def near_pairs(frames: Frames, most: float) -> Pairs:
     second = (candidates & np.uint64(0xFFFFFFFF)).astype(np.int64)
     distance = distances(frames, first, second)
     near = distance <= most
+    if durations is not None:
+        near &= _as_long(durations[first], durations[second])
     return Pairs(first[near], second[near], distance[near])
 
 

@@ -118,10 +118,12 @@ def hash_duplicates(table: pa.Table, config: DedupConfig, order: NDArray[np.int6
     if "phash" not in table.column_names:
         return _alike(table, order, np.full(len(order), -1), np.full(len(order), np.nan))
     frames = Frames.parse(table.column("phash")).take(order)
-    same = equal_clips(frames)
+    seconds = _numbers(table, "duration")[order]
+    same = equal_clips(frames, seconds)
     distinct = np.flatnonzero(same == np.arange(len(order)))
     groups = frames.take(distinct)
-    centre, distance = stars(len(distinct), near_pairs(groups, float(config.hash_distance)))
+    pairs = near_pairs(groups, float(config.hash_distance), seconds[distinct])
+    centre, distance = stars(len(distinct), pairs)
     # Of those with equal frames all but the best go with the best, wherever that one goes.
     group = np.searchsorted(distinct, same)
     goes_to = np.where(centre[group] >= 0, distinct[centre[group]], same)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinema.data.expression import BATCH_ROWS, ExpressionError, parse, quoted
+from kinema.data.expression_values import word_counts
 
 TABLE = pa.table(
     {
@@ -214,6 +215,18 @@ def test_batches_and_chunks_join() -> None:
     assert parse("n >= 0").mask(table.slice(0, 0)).tolist() == []
     assert parse("true").mask(table.slice(5, 3)).tolist() == [True] * 3
     assert parse("n >= 5").mask(table.slice(4, 3)).tolist() == [False, True, True]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.text(alphabet="ab \t\n\x1c\u00a0\u2003\u200b\u3000é’", max_size=9), max_size=9),
+    st.sampled_from([pa.string(), pa.large_string()]),
+    st.integers(0, 3),
+)
+def test_words_are_those_of_split(texts: list[str], kind: pa.DataType, first: int) -> None:
+    expected = [len(text.split()) for text in texts]
+    assert word_counts(pa.array(texts, kind)).tolist() == expected
+    assert word_counts(pa.array(texts, kind).slice(first, 3)).tolist() == expected[first:][:3]
 
 
 # A second, plain evaluator: one row at a time, None is missing.

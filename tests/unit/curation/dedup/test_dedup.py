@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from kinema.config.errors import KinemaError
 from kinema.curation.config import DedupConfig
@@ -16,6 +18,7 @@ from kinema.curation.dedup import dedup, dedup_rules, semantic
 from kinema.curation.dedup.near import POPULAR, Frames, distances, equal_clips, near_pairs
 from kinema.curation.dedup.semantic import cluster, concepts, similar_pairs, vectors_of
 from kinema.curation.dedup.stars import Pairs, stars
+from kinema.curation.look.hashes import phash
 from kinema.data.filter import apply_rules, parse_rules
 
 CONFIG = DedupConfig()
@@ -92,13 +95,22 @@ def test_the_threshold_is_only_a_setting(random: np.random.Generator) -> None:
 
 def test_the_best_one_is_kept(random: np.random.Generator) -> None:
     a = clip(8, random)
-    clips = table([a] * 5, resolution=[10, 30, 30, 30, 20], duration=[9.0, 4.0, 5.0, 5.0, 9.0])
+    clips = table([a] * 5, resolution=[10, 30, 30, 30, 20], duration=[5.5, 4.0, 5.0, 5.0, 5.5])
     assert kept_of(dedup(clips, None, CONFIG)) == [2, 2, None, 2, 2]
     clips = table(
         [a] * 3, resolution=[None] * 3, height=[10, 20, 10], width=[20, 10, 21],
         duration=[1.0, None, 1.0],
     )  # fmt: skip
     assert kept_of(dedup(clips, None, CONFIG)) == [2, 2, None]
+
+
+def test_clips_of_other_lengths_are_no_duplicates(random: np.random.Generator) -> None:
+    a = clip(5, random)
+    near = flipped(a, 2, random)
+    seconds = [4.0, 8.0, 4.2, 8.0, 3.0, None, 8.0]
+    clips = table([a, a, near, near, a, a, near], duration=seconds)
+    # Best first: 1, 3, 6 (8 s), 2, 0, 4, then 5, whose length is not known.
+    assert kept_of(dedup(clips, None, CONFIG)) == [2, None, None, 1, 2, 1, 1]
 
 
 def test_a_chain_of_small_steps_is_not_one_cluster(random: np.random.Generator) -> None:
@@ -231,6 +243,63 @@ def test_stars() -> None:
     assert centre.tolist() == [-1, 0, -1, 2]  # 2 is near a duplicate only; 3 goes to the nearer
     assert distance[1:].tolist()[0::2] == [1.0, 1.0]
     assert stars(2, Pairs(np.zeros(0, int), np.zeros(0, int), np.zeros(0)))[0].tolist() == [-1, -1]
+
+
+# Pictures.
+
+
+def scene(random: np.random.Generator, size: int = 96) -> NDArray[np.float64]:
+    """A grey picture larger than the frame, of smooth shapes: 0..255."""
+    coarse = Image.fromarray(random.uniform(0, 255, (9, 9)).astype(np.uint8))
+    fine = Image.fromarray(random.uniform(0, 255, (40, 40)).astype(np.uint8))
+    pictures = [
+        np.asarray(part.resize((2 * size, 2 * size), Image.Resampling.BICUBIC), np.float64)
+        for part in (coarse, fine)
+    ]
+    return 0.75 * pictures[0] + 0.25 * pictures[1]
+
+
+def shots(picture: NDArray[np.float64], speed: float, start: float = 0.0) -> list[Image.Image]:
+    """Five frames of a camera that pans over it, `speed` pixels a second for 5 s."""
+    found = []
+    for second in np.arange(5) + 0.5 + start:
+        x = int(speed * second)
+        found.append(Image.fromarray(picture[:96, x : x + 96].clip(0, 255).astype(np.uint8)))
+    return found
+
+
+def hashed(frames: list[Image.Image]) -> Words:
+    return np.array([phash(np.asarray(frame)) for frame in frames], np.uint64)
+
+
+def recoded(frame: Image.Image) -> Image.Image:
+    """Smaller, paler, and through a poor JPEG."""
+    file = io.BytesIO()
+    small = frame.resize((64, 64)).point(lambda value: int(20 + 0.8 * value))
+    small.save(file, "JPEG", quality=25)
+    return Image.open(file).resize((80, 80))
+
+
+def test_copies_of_pictures_are_told_from_other_pictures(random: np.random.Generator) -> None:
+    clips: list[Words | None] = []
+    for _ in range(40):
+        picture, speed = scene(random), float(random.uniform(3, 15))
+        clips.append(hashed(shots(picture, speed)))
+        clips.append(hashed([recoded(frame) for frame in shots(picture, speed)]))
+        clips.append(hashed(shots(picture, speed, start=0.2)))  # cut a little later
+        clips.append(hashed([frame.rotate(180) for frame in shots(picture, speed)]))
+    kept = kept_of(dedup(table(clips), None, CONFIG))
+    for first in range(0, 160, 4):
+        assert kept[first] is None
+        assert kept[first + 1] == first
+        assert kept[first + 3] is None
+    # A fast pan is another picture 0.2 s later: the distance says which clips are near.
+    first = np.arange(0, 160, 4)
+    near = distances(Frames.parse(table(clips)["phash"]), first, first + 2) <= 6
+    assert near.sum() >= 25
+    shifted = [kept[row + 2] for row in first]
+    assert all(shifted[i] == 4 * i for i in np.flatnonzero(near))
+    assert all(shifted[i] in (None, 4 * i) for i in np.flatnonzero(~near))
 
 
 # Embeddings.

@@ -42,6 +42,8 @@ FRAME_S = 1 / 30
 """What `jitter` calls a frame, so that 60 frames/s do not halve it."""
 CELL = 4
 """Side of the squares of the reduced picture whose change tells whether anything moves."""
+LEAST_SIDE = 16
+"""Pixels of the reduced picture's shorter side that flow needs."""
 MOVED_SHARE = 0.002
 """Share of the picture that must change for anything to have moved."""
 MOVED_LEVELS = 6.0
@@ -71,9 +73,10 @@ class MotionAnalyzer:
         # Neighbours are a thirtieth of a second apart, or one frame where frames are rarer.
         self._step = max(1, round(info.fps * FRAME_S))
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-        # At half of the reduced size: to 0.02 pixels, five times as exact as at the quarter that
-        # the preset has, for 1 ms more.
+        # At half of the reduced size, with patches further apart: twice as exact as at the quarter
+        # that the preset has (0.02 pixels), for 0.4 ms more.
         self._flow.setFinestScale(1)
+        self._flow.setPatchStride(6)
         self._open: list[tuple[int, float, Picture]] = []
         self._cells: Picture | None = None
         self._found: dict[str, list[Any]] = {
@@ -116,7 +119,7 @@ class MotionAnalyzer:
         pictures, self._open = self._open, []
         flow, camera, shake = np.nan, np.full(4, np.nan), np.nan
         passed = [b[1] - a[1] for a, b in pairwise(pictures)]
-        if passed and min(passed) > 0:
+        if passed and min(passed) > 0 and min(pictures[0][2].shape) >= LEAST_SIDE:
             points = textured_points(pictures[0][2])
             moved = self._between(pictures[0][2], pictures[1][2])
             flow = flow_score(moved) / passed[0]

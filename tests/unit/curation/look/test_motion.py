@@ -118,6 +118,13 @@ def test_a_clip_of_one_frame_has_no_motion_to_tell() -> None:
     assert set(columns.values()) == {None}
 
 
+@pytest.mark.parametrize("size", [(2, 2), (12, 12), (20, 1000)])
+def test_pictures_too_small_for_flow(size: tuple[int, int]) -> None:
+    draw = np.random.default_rng(0)
+    columns = motion_of(draw.integers(0, 255, (20, *size), np.uint8))
+    assert columns["flow"] is columns["camera_motion"] is columns["jitter"] is None
+
+
 def test_signals_do_not_keep_the_pictures_that_were_shown() -> None:
     frames = camera(20, right=lambda t: 2.0 * t)
     analyzer = MotionAnalyzer(MotionConfig(), info_of(frames, 30.0))

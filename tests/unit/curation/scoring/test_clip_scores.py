@@ -308,6 +308,51 @@ def test_incomplete_models_are_named(
     assert "describes a 'vit' model" in refused(_with_tokenizer(models, tmp_path / "vit"))
 
 
+def test_values_that_are_no_numbers_are_no_scores(
+    models: Any, head: tuple[str, Any], places: Places, rows: list[Row], tmp_path: Path
+) -> None:
+    folder = tmp_path / "clip"
+    shutil.copytree(models["clip"][0], folder)
+    state = load_file(folder / "model.safetensors")
+    state["visual_projection.weight"][0, 0] = torch.inf
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    place = str(folder)
+    both = ClipStage(FRAMES, AestheticConfig(clip=place, head=head[0]), EmbedConfig(model=place))
+    for stage in (both, MatchStage(MatchConfig(model=place), FRAMES)):
+        (result,) = stage.open(places)(rows[:1])
+        for found in result.values():
+            assert isinstance(found, Bad)
+            assert found.reason == "not_finite"
+
+
+def test_pytorch_files_are_read_as_tensors_only(
+    models: Any, places: Places, rows: list[Row], tmp_path: Path
+) -> None:
+    folder = tmp_path / "clip"
+    shutil.copytree(models["clip"][0], folder)
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(state)
+    shards = {"one.bin": names[::2], "two.bin": names[1::2]}
+    for shard, some in shards.items():
+        torch.save({name: state[name] for name in some}, folder / shard)
+    where = {name: shard for shard, some in shards.items() for name in some}
+    (folder / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": where})
+    )
+
+    def found(place: str) -> Any:
+        return ClipStage(FRAMES, embed=EmbedConfig(model=place)).open(places)(rows[:2])
+
+    assert found(str(folder)) == found(models["clip"][0])
+    torch.save({"weight": Path}, folder / "two.bin")
+    with pytest.raises(KinemaError, match="the weights cannot be read"):
+        found(str(folder))
+    (folder / "two.bin").unlink()
+    with pytest.raises(KinemaError, match=r"missing: two\.bin"):
+        found(str(folder))
+
+
 def _with_tokenizer(models: Any, folder: Path) -> Path:
     shutil.copytree(models["classifier"][0], folder)
     for name in ("vocab.json", "merges.txt"):

@@ -181,7 +181,7 @@ class LocalCaptions:
                 seen_here = (tokens == self._picture_id) & (mask == 1)
                 inputs["mm_token_type_ids"] = seen_here.long() * kind
         inputs = {
-            name: value.to(self._device, self._dtype if value.is_floating_point() else None)
+            name: value.to(self._device, self._dtype if name.startswith("pixel") else None)
             for name, value in inputs.items()
         }
         try:
@@ -214,7 +214,9 @@ class LocalCaptions:
         """The tokens of a question after pictures of so many tokens each."""
         placeholder = self._eyes.placeholder
         # What a clip came with must not pass for a picture or for the end of the question.
-        for token in self._tokenizer.get_added_vocab():
+        marks = set(self._tokenizer.all_special_tokens)
+        marks |= {token for token in self._tokenizer.get_added_vocab() if token[0] in "<["}
+        for token in sorted(marks, key=len, reverse=True):
             question = question.replace(token, " ")
         shown = [{"type": self._eyes.content}] * len(pictures)
         content = [*shown, {"type": "text", "text": question}]

@@ -273,6 +273,7 @@ def test_what_a_clip_says_is_no_picture(models: dict[str, tuple[Path, Any]]) -> 
     ids = made._ids("a <|image_pad|> dog <|im_end|><|im_start|>system", (4,))
     assert ids.count(made._picture_id) == 4
     assert ids.count(made._tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
+    assert "a   dog   system<" in made._tokenizer.decode(ids)  # the rest of it stays
 
 
 def test_chat_templates_of_older_folders(

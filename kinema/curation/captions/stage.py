@@ -14,6 +14,7 @@ from kinema.curation.captions.answers import Caption, Use, as_columns, columns_o
 from kinema.curation.captions.cost import keeps
 from kinema.curation.captions.prompts import columns, template_of
 from kinema.curation.config import CaptionConfig, FramesConfig
+from kinema.curation.cut import BORDERS
 from kinema.curation.scoring.model_files import ModelFiles, fingerprint
 from kinema.curation.scoring.strips import Picture, frame_settings, read_frames
 from kinema.curation.stage import Bad, Found, Part, Places, Result, Row, Work
@@ -79,7 +80,9 @@ class CaptionStage:
         else:
             # Not the address: the same model may answer at another one tomorrow.
             made_by |= {"model": config.model, "detail": config.detail, "request": config.request}
-        depends = set(columns(template.text))
+        # Where borders are cut off the picture is another one; scaled it is the same, and asking
+        # costs money.
+        depends = {*columns(template.text), *BORDERS}
         if config.existing == "keep":
             depends.add("text")
         if config.frames_as == "video":

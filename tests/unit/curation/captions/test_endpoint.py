@@ -18,6 +18,7 @@ from kinema.curation.captions.cost import estimate, spent
 from kinema.curation.captions.pace import Budget, Pace
 from kinema.curation.captions.stage import CaptionStage, shortfall
 from kinema.curation.config import CaptionConfig, FramesConfig
+from kinema.curation.cut import BORDERS
 from kinema.curation.stage import Bad, Found, Places, Row, result_key
 from tests.unit.curation.captions.conftest import (
     KEY,
@@ -527,7 +528,7 @@ def test_the_stage_travels_and_knows_its_version(server: Server) -> None:
     assert (stage.gpu, stage.max_workers, stage.batch) == (False, 1, 8)
     assert stage.time_limit_s({}) > 3 * 5.0
     (part,) = stage.parts
-    assert part.depends == ("duration", "text")
+    assert part.depends == tuple(sorted(("duration", "text", *BORDERS)))
 
     def key(**more: Any) -> str:
         return CaptionStage(config_of(server, **more), FramesConfig()).parts[0].key

@@ -65,7 +65,11 @@ class Part:
 
 
 class Stage(Protocol):
-    """A picklable description; a module that defines one imports without torch."""
+    """A picklable description; a module that defines one imports without torch.
+
+    A stage may have `max_workers` besides: how many processes of the whole run may work at it (one
+    for an endpoint, whose pace and budget are kept there); None or no such attribute: any number.
+    """
 
     @property
     def name(self) -> str: ...

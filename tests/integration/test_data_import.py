@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pa_parquet
 import pytest
 
 from kinema.cli.main import main
+from kinema.curation.importers.catalog import DATA_SETS
 from kinema.data.manifest import Manifest
 from tests.unit.curation.importers import published
 
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "datasets"
 KINEMA = (sys.executable, "-c", "from kinema.cli.main import main; main()")
 
 
@@ -23,7 +28,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def kinema(monkeypatch: pytest.MonkeyPatch, command: str) -> int:
     """The command in this process: its exit code."""
-    monkeypatch.setattr(sys, "argv", ["kinema", *command.split()])
+    monkeypatch.setattr(sys, "argv", ["kinema", *shlex.split(command)])
     try:
         main()
     except SystemExit as end:
@@ -109,6 +114,60 @@ def test_a_cut_list_and_its_report(
     command = "data import panda-70m panda70m_training_2m.csv --videos videos -o c.csv"
     assert kinema(monkeypatch, command) == 1
     assert "ends in .parquet" in capsys.readouterr().err
+
+
+PAGES = {
+    "README": (published.openvid,),
+    "openvid-1m": (published.openvid,),
+    "miradata": (published.miradata,),
+    "openvid-and-miradata": (published.openvid, published.miradata),
+    "pexels-45k": (published.pexels,),
+    "panda-70m": (published.panda,),
+    "hd-vg-130m": (published.hd_vg,),
+    "internvid": (published.internvid,),
+    "webvid-10m": (published.webvid,),
+    "inter4k": (published.inter4k,),
+    "mixkit": (published.mixkit,),
+    "vidprom": (published.vidprom,),
+    "ucf-101": (published.ucf_101,),
+    "ego4d": (published.ego4d,),
+    "opendv": (published.opendv,),
+    "webdataset": (published.webdataset,),
+    "hugging-face": (published.hugging_face,),
+    "csv": (published.any_table,),
+}
+"""Pages of docs/datasets, and the published layouts that their commands need."""
+
+
+def test_every_page_has_its_data() -> None:
+    assert sorted(PAGES) == sorted(page.stem for page in DOCS.glob("*.md"))
+    assert {entry.name for entry in DATA_SETS} <= set(PAGES)
+    listed = (DOCS / "README.md").read_text()
+    assert all(f"]({name}.md)" in listed for name in PAGES if name != "README")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_of_the_pages(
+    tmp_path: Path, clips: list[Path], monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    """Every command in a `bash` block runs as it stands, in a folder with the data set."""
+    for make in PAGES[page]:
+        make(tmp_path, clips)
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / f"{page}.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    commands = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    assert commands
+    for command in commands:
+        words = shlex.split(command)
+        assert words[0] == "kinema"
+        assert kinema(monkeypatch, shlex.join(words[1:])) == 0, command
+        if "-o" in words:
+            output = Path(words[words.index("-o") + 1])
+            rows = pa_parquet.read_table(output)
+            assert rows.num_rows > 0, command
+            if "_cuts" not in rows.column_names:
+                assert Manifest.read(output).kept.any(), command
 
 
 def test_mistakes_end_in_a_message(tmp_path: Path, clips: list[Path]) -> None:

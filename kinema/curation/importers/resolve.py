@@ -27,7 +27,9 @@ from kinema.curation.importers.dataset import SIZES, DataSet, Form, Ranges, Rows
 from kinema.curation.importers.findings import Findings
 from kinema.curation.importers.video_folder import Match, VideoFolder
 
-OURS = frozenset({"path", "text", *SIZES, "aspect_ratio", "resolution", "file_size", "dropped_by"})
+OURS = frozenset(
+    {"path", "text", *SIZES, "aspect_ratio", "resolution", "file_size", "duration", "dropped_by"}
+)
 """Columns of a manifest that an import makes; a published column of that name is not kept."""
 
 Kind = Literal["clips", "cuts"]

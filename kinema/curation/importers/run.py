@@ -231,6 +231,9 @@ def write_clips(
         "text": text,
     }
     columns |= {name: facts[:, number] for number, name in enumerate(FACTS)}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        seconds = facts[:, 0] / facts[:, 3]
+    columns["duration"] = np.where(np.isfinite(seconds), seconds, np.nan)
     columns |= {name: column.take(rows) for name, column in resolved.columns.items()}
     blank = to_mask(pc.equal(text, ""))
     if blank.any() and not blank.all():

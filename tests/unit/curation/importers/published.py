@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -158,7 +160,7 @@ def panda_downloaded(root: Path, clips: list[Path]) -> Path:
     return root / "output"
 
 
-def hd_vg(root: Path, clips: list[Path], *, spans: bool, whole_videos: bool) -> Path:
+def hd_vg(root: Path, clips: list[Path], *, spans: bool = True, whole_videos: bool = True) -> Path:
     """video -> HD-VILA clip -> scenes in frames of that clip."""
     name = "QMi8x8o55Ns.mp4" if whole_videos else "QMi8x8o55Ns.1.mp4"
     put(clips[2], root / "videos" / name)
@@ -323,3 +325,71 @@ def opendv(root: Path, clips: list[Path]) -> tuple[Path, Path]:
         ],
     )  # fmt: skip
     return sheet, language
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes | str]]) -> Path:
+    """Files; a text is the target of a symbolic link."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                tar.addfile(info)
+            else:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def webdataset(root: Path, clips: list[Path]) -> Path:
+    """Two shards; the first has members that would leave its folder."""
+    video = [clip.read_bytes() for clip in clips]
+    facts = {"score": 1.5, "caption": "from JSON", "meta": {"title": "x"}}
+    write_tar(
+        root / "wds" / "00000.tar",
+        [
+            ("a.mp4", video[0]),
+            ("a.txt", HOSTILE.encode()),
+            ("a.json", json.dumps(facts).encode()),
+            ("b.json", b'{"caption": "no video"}'),
+            ("../../escaped.mp4", video[1]),
+            ("/tmp/absolute.mp4", video[1]),
+            ("link.mp4", "/etc/hostname"),
+            ("._a.mp4", b"a file manager's"),
+        ],
+    )
+    write_tar(
+        root / "wds" / "00001.tar",
+        [("sub/a.mp4", video[1]), ("sub/a.json", json.dumps({"caption": "two"}).encode())],
+    )
+    return root / "wds"
+
+
+def hugging_face(root: Path, clips: list[Path]) -> Path:
+    """Metadata as CSV and as JSON lines; one name leaves its folder."""
+    folder = root / "hf"
+    put(clips[0], folder / "train" / "videos" / "1.mp4")
+    put(clips[1], folder / "test" / "2.mp4")
+    write_csv(
+        folder / "train" / "metadata.csv",
+        ("file_name", "text", "score"),
+        [("videos/1.mp4", HOSTILE, 3), ("../test/2.mp4", "leaves", 1)],
+    )
+    line = json.dumps({"file_name": "2.mp4", "text": "b"})
+    (folder / "test" / "metadata.jsonl").write_text(line + "\n")
+    return folder
+
+
+def any_table(root: Path, clips: list[Path]) -> Path:
+    """Columns that nobody described; two rows without a video."""
+    put(clips[0], root / "v" / "a" / "1.mp4")
+    put(clips[1], root / "v" / "b" / "2.webm")
+    rows = [
+        ("v/a/1.mp4", HOSTILE, "3.5", "x", "A"),
+        ("b/2.mp4", "other ending", "", "y", "B"),
+        ("../v/a/1.mp4", "leaves", "1", "z", "C"),
+        ("v/c/none.mp4", "gone", "1", "z", "D"),
+    ]
+    header = ("Video_Path", "Beschreibung", "my score", "my label", "my label")
+    return write_csv(root / "list.csv", header, rows)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -29,47 +26,9 @@ def run(name: str, root: Path, *sources: Path, **request: Any) -> Any:
     return report, Manifest.read(output).table.to_pylist()
 
 
-def write_tar(path: Path, members: list[tuple[str, bytes | str]]) -> Path:
-    """Files; a text is the target of a symbolic link."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            if isinstance(content, str):
-                info.type, info.linkname = tarfile.SYMTYPE, content
-                tar.addfile(info)
-            else:
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    return path
-
-
-def shards(root: Path, clips: list[Path]) -> Path:
-    video = [clip.read_bytes() for clip in clips]
-    facts = {"score": 1.5, "caption": "from JSON", "meta": {"title": "x"}}
-    write_tar(
-        root / "wds" / "00000.tar",
-        [
-            ("a.mp4", video[0]),
-            ("a.txt", published.HOSTILE.encode()),
-            ("a.json", json.dumps(facts).encode()),
-            ("b.json", b'{"caption": "no video"}'),
-            ("../../escaped.mp4", video[1]),
-            ("/tmp/absolute.mp4", video[1]),
-            ("link.mp4", "/etc/hostname"),
-            ("._a.mp4", b"a file manager's"),
-        ],
-    )
-    write_tar(
-        root / "wds" / "00001.tar",
-        [("sub/a.mp4", video[1]), ("sub/a.json", json.dumps({"caption": "two"}).encode())],
-    )
-    return root / "wds"
-
-
 def test_tars_are_extracted_below_their_folder(tmp_path: Path, clips: list[Path]) -> None:
     root = tmp_path / "work"
-    folder = shards(root, clips)
+    folder = published.webdataset(root, clips)
     report, rows = run("webdataset", root, folder, extract=root / "extracted")
     assert [(row["path"], row["text"]) for row in rows] == [
         ("extracted/00000/a.mp4", published.TIDY),
@@ -82,7 +41,7 @@ def test_tars_are_extracted_below_their_folder(tmp_path: Path, clips: list[Path]
 
 
 def test_tars_are_opened_once(tmp_path: Path, clips: list[Path]) -> None:
-    folder = shards(tmp_path, clips)
+    folder = published.webdataset(tmp_path, clips)
     extract = tmp_path / "extracted"
     first = run("webdataset", tmp_path, folder, extract=extract)
     for tar in folder.iterdir():  # the same size and time, but nothing in it
@@ -95,7 +54,7 @@ def test_tars_are_opened_once(tmp_path: Path, clips: list[Path]) -> None:
 
 
 def test_a_tar_that_is_cut_off(tmp_path: Path, clips: list[Path]) -> None:
-    folder = shards(tmp_path, clips)
+    folder = published.webdataset(tmp_path, clips)
     tar = folder / "00001.tar"
     data = tar.read_bytes()
     tar.write_bytes(data[:1500])
@@ -110,7 +69,7 @@ def test_a_tar_that_is_cut_off(tmp_path: Path, clips: list[Path]) -> None:
 
 def test_tars_need_a_place(tmp_path: Path, clips: list[Path]) -> None:
     with pytest.raises(KinemaError, match="--extract FOLDER"):
-        run("webdataset", tmp_path, shards(tmp_path, clips))
+        run("webdataset", tmp_path, published.webdataset(tmp_path, clips))
 
 
 @pytest.mark.parametrize(
@@ -121,16 +80,7 @@ def test_members_that_leave_the_folder(name: str) -> None:
 
 
 def test_hugging_face_folder(tmp_path: Path, clips: list[Path]) -> None:
-    folder = tmp_path / "hf"
-    published.put(clips[0], folder / "train" / "videos" / "1.mp4")
-    published.put(clips[1], folder / "test" / "2.mp4")
-    published.write_csv(
-        folder / "train" / "metadata.csv",
-        ("file_name", "text", "score"),
-        [("videos/1.mp4", published.HOSTILE, 3), ("../test/2.mp4", "leaves", 1)],
-    )
-    line = json.dumps({"file_name": "2.mp4", "text": "b"})
-    (folder / "test" / "metadata.jsonl").write_text(line + "\n")
+    folder = published.hugging_face(tmp_path, clips)
     report, rows = run("hugging-face", tmp_path, folder)
     assert [(row["path"], row["text"], row["split"]) for row in rows] == [
         ("hf/test/2.mp4", "b", "test"),
@@ -156,16 +106,7 @@ def test_videos_inside_parquet(tmp_path: Path, clips: list[Path]) -> None:
 
 
 def test_any_table(tmp_path: Path, clips: list[Path]) -> None:
-    published.put(clips[0], tmp_path / "v" / "a" / "1.mp4")
-    published.put(clips[1], tmp_path / "v" / "b" / "2.webm")
-    rows = [
-        ("v/a/1.mp4", published.HOSTILE, "3.5", "x", "A"),
-        ("b/2.mp4", "other ending", "", "y", "B"),
-        ("../v/a/1.mp4", "leaves", "1", "z", "C"),
-        ("v/c/none.mp4", "gone", "1", "z", "D"),
-    ]
-    header = ("Video_Path", "Beschreibung", "my score", "my label", "my label")
-    table = published.write_csv(tmp_path / "list.csv", header, rows)
+    table = published.any_table(tmp_path, clips)
     report, found = run("csv", tmp_path, table, text_column="Beschreibung")
     assert [row["text"] for row in found] == [published.TIDY, "other ending"]
     assert [row["my_score"] for row in found] == [3.5, None]

@@ -42,6 +42,7 @@ def test_openvid(tmp_path: Path, clips: list[Path]) -> None:
     assert first["text"] == published.TIDY
     # The table says 9 frames of 1.1 s; the file has 8.
     assert (first["num_frames"], first["height"], first["width"], first["fps"]) == (8, 48, 64, 8.0)
+    assert first["duration"] == 1.0
     assert (first["aesthetic"], first["openvid_motion"]) == (5.25, 7.5)
     assert (first["openvid_consistency"], first["camera_motion"]) == (0.98, "pan_left")
     assert second["openvid_motion"] is None

@@ -105,6 +105,13 @@ def test_a_wrong_label_is_answered_with_the_right_ones(models: Any, places: Plac
     assert "try: one of: normal, NSFW, drawing" in refused("zzz")
 
 
+def test_without_transformers(models: Any, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    config = ClassifierConfig(model=models["classifier"][0], label="NSFW")
+    with pytest.raises(KinemaError, match=r"pip install 'kinema\[pretrained\]'"):
+        ClassifierStage("nsfw", config, FRAMES).open(places)
+
+
 def test_stages_are_described_without_torch(models: Any) -> None:
     """Parts, keys and all: only `open` loads models."""
     code = f"""

@@ -23,6 +23,9 @@ STEP = 4.0
 """Levels above the bar from which a segment of a row belongs to the picture."""
 QUANTILE = 0.1
 """Of the clip's samples: a segment is bar as far as it is black in the other nine tenths."""
+EDGE = 0.35
+"""Share of the level three rows further in that a picture's first row must have: scaling and coding
+leave a row or two between bar and picture that belong to neither."""
 AGREE = 0.6
 """Share of segments that must end at the same row, within `max(2, 0.4 %)` pixels."""
 AGREE_FIRST = 0.25
@@ -102,6 +105,11 @@ def _depths(means: Signal, black: int) -> Signal:
         return np.zeros((2, SEGMENTS))
     lit = means > bar + STEP
     first = np.where(lit.any(0), lit.argmax(0), len(means))
+    for _ in range(2):
+        # What is not lit at all stays at the end.
+        here = means[np.minimum(first, len(means) - 1), np.arange(SEGMENTS)] - bar
+        further = means[np.minimum(first + 3, len(means) - 1), np.arange(SEGMENTS)] - bar
+        first = np.minimum(first + (here < EDGE * further), len(means))
     outer = ~lit[: max(1, int(DEEPEST * len(means)))][::-1]
     last = np.where(outer.any(0), len(outer) - outer.argmax(0), 0)
     return np.stack([first, last])

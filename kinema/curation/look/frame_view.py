@@ -82,7 +82,9 @@ class DecodedFrame:
         name = self._frame.format.name
         if name in _PLANAR_8 or name in _DEEP or name in ("nv12", "nv21", "gray"):
             return self._frame
-        return self._frame.reformat(format="yuv420p")
+        return self._frame.reformat(
+            format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG"
+        )
 
     @cached_property
     def luma(self) -> Picture:
@@ -175,7 +177,8 @@ _NO_VECTORS: Signal = np.empty(
             "formats": [
                 "<i4", "u1", "u1", "<i2", "<i2", "<i2", "<i2", "<u8", "<i4", "<i4", "<u2",
             ],
-        }
+        },
+        align=True,
     ),
 )  # fmt: skip
 

@@ -107,9 +107,8 @@ class EndpointCaptions:
         needed = pixels + len(question) // CHARACTERS + MESSAGE
         caption = read_answer(self._ask(body, needed, use), self.template, config)
         if isinstance(caption, Unusable):
-            if config.temperature is not None:
-                body = {**body, "temperature": max(config.temperature, OTHER_TEMPERATURE)}
-                body |= {k: v for k, v in config.request.items() if k == "temperature"}
+            if "temperature" in body and "temperature" not in config.request:
+                body = {**body, "temperature": max(body["temperature"], OTHER_TEMPERATURE)}
             caption = read_answer(self._ask(body, needed, use), self.template, config)
         if isinstance(caption, Unusable):
             # Where none was of use yet, it may not see pictures at all.
@@ -152,6 +151,9 @@ class EndpointCaptions:
                 said = self._endpoint.ask(body)
                 used = _used(said, tokens_in)
                 use.add(*used)
+                if said.finish == "content_filter":
+                    message = "the endpoint's filter stopped the answer"
+                    raise _FailedError(Bad("refused", message))
                 return Answer(said.text, cut_off=said.finish == "length")
             except PassingError as reason:
                 wait = min(max(backoff, reason.wait_s), LONGEST_WAIT_S)
@@ -162,13 +164,14 @@ class EndpointCaptions:
                 self._stop.sleep(wait)
                 backoff *= 2
             except UnusableError as reason:
-                if attempt == min(1, config.retries):
+                if attempt >= min(1, config.retries):
                     self._fail(reason, attempt + 1)
             except RefusedError as reason:
-                if reason.code in EVERY_REQUEST or (reason.code or 0) // 100 == 3:
+                every = reason.code in EVERY_REQUEST or (reason.code or 0) // 100 == 3
+                if every:
                     self._stop.now(str(reason))
                 # Where others are answered, it is this clip that is not (a content filter).
-                self._fail(reason, attempt + 1, passing=not self._stop.works)
+                self._fail(reason, attempt + 1, passing=every or not self._stop.works)
             finally:
                 self._budget.settle(needed, used)
         raise AssertionError("the loop returns or raises")

@@ -173,6 +173,35 @@ def test_what_the_endpoint_finds_wrong_with_one_clip_is_remembered(
     assert len(server.asked) == 5
 
 
+def test_a_key_that_expires_is_not_the_clips_fault(
+    server: Server, clips: list[Row], places: Places
+) -> None:
+    server.says = in_turn(good, failing(401))
+    found = captions(config_of(server, parallel=1), clips, places)
+    assert len(fine(found[:1])) == 1
+    assert all(bad(one).passing for one in found[1:])
+    assert [bad(one).reason for one in found[1:]] == ["no_answer", *["not_asked"] * 3]
+    assert len(server.asked) == 2
+
+
+def test_garbage_after_failures(server: Server, clips: list[Row], places: Places) -> None:
+    garbage: Reply = (200, {}, b"<html>")
+    server.says = in_turn(failing(500), failing(500), garbage, good)
+    first, second = captions(config_of(server, parallel=1, retries=2), clips[:2], places)
+    assert bad(first).message == ("the answer is no chat completion in JSON (asked 3 times)")
+    assert len(fine([second])) == 1
+    server.says = in_turn(garbage, good)
+    (found,) = captions(config_of(server, retries=0), clips[:1], places)
+    assert bad(found).message == "the answer is no chat completion in JSON"
+
+
+def test_an_answer_that_a_filter_stopped(server: Server, clips: list[Row], places: Places) -> None:
+    server.says = in_turn(saying("A man", "content_filter"), good)
+    first, second = captions(config_of(server, parallel=1), clips[:2], places)
+    assert bad(first) == Bad("refused", "the endpoint's filter stopped the answer")
+    assert len(fine([second])) == 1
+
+
 @pytest.mark.parametrize(
     ("reply", "why", "requests"),
     [
@@ -287,6 +316,19 @@ def test_answers_that_are_no_captions(
     assert one.passing == (reason == "empty")
     # The second time at another temperature: the same one would give the same answer.
     assert [q.body["temperature"] for q in server.asked] == [0.0, 0.0, 0.7]
+
+
+def test_a_temperature_that_is_not_sent_stays_away(
+    server: Server, clips: list[Row], places: Places
+) -> None:
+    for more in ({"temperature": None}, {"request": {"temperature": None}}):
+        server.says = in_turn(saying("I'm unable to assist."), good)
+        fine(captions(config_of(server, **more), clips[:1], places))
+    config = config_of(server, request={"temperature": 1})
+    server.says = in_turn(saying("I'm unable to assist."), good)
+    fine(captions(config, clips[:1], places))
+    sent = [q.body.get("temperature", "none") for q in server.asked]
+    assert sent == ["none"] * 4 + [1, 1]
 
 
 def test_a_bad_answer_gets_one_more_chance(

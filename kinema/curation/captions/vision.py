@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -96,6 +97,9 @@ class LocalCaptions:
         self.template = template_of(config.prompt)
         self.columns = columns_of(self.template, config)
         self._files = files
+        # Where it lies is of no use to who reads a manifest elsewhere.
+        folder = Path(config.model).expanduser()
+        self._called = folder.resolve().name if folder.exists() else config.model
         kind = files.config.get("model_type")
         if kind not in FAMILIES:
             raise KinemaError(
@@ -155,7 +159,7 @@ class LocalCaptions:
             if isinstance(caption, Unusable):
                 found[asked[k][0]] = Bad(caption.reason, caption.message)
                 continue
-            values = as_columns(caption, self.columns, self.config.model, use)
+            values = as_columns(caption, self.columns, self._called, use)
             found[asked[k][0]] = values | ({"text_short": shorts[k]} if k in shorts else {})
         return [one for one in found if one is not None]
 

@@ -246,7 +246,7 @@ def test_the_stage_gives_captions(
     assert not isinstance(first, Bad)
     assert first["text"] == "A dog on grass."
     assert first["text_short"] == "A dog on grass."
-    assert first["caption_model"] == str(folder)
+    assert first["caption_model"] == "qwen2_5_vl"
     assert (first["_requests"], first["_tokens_in"], first["_tokens_out"]) == (2, 200, 14)
     assert not isinstance(kept, Bad)
     assert (kept["text"], kept["_requests"]) == ("it has one", 0)

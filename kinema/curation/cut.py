@@ -181,6 +181,9 @@ def decode(path: Place, places: Sequence[int]) -> Iterator[tuple[int, VideoFrame
 
 def known_index(path: Place) -> FrameIndex:
     """`packet_index`, remembered for the last files."""
+    from kinema.media.container import check_file
+
+    check_file(path)
     if is_url(path):
         return _indexed(str(path), version_in_store(path))
     status = os.stat(path)

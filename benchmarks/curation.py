@@ -250,7 +250,9 @@ def _line(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--files", type=int, default=4, help="copies of the file, for the stages")
+    parser.add_argument(
+        "--files", type=int, default=4, help="copies of the file, for the stages; 0: no stages"
+    )
     parser.add_argument("--keep", type=Path, help="folder in which the footage stays")
     args = parser.parse_args()
     cv2.setNumThreads(1)
@@ -264,7 +266,8 @@ def main() -> None:
         versions = f"PyAV {av.__version__}, OpenCV {cv2.__version__}"
         print(f"{date.today()}, {platform.machine()}, {versions}, {megabits:.1f} Mbit/s\n")
         pass_table(source, args.repeats)
-        stage_table(source, folder, args.files, max(1, args.repeats // 2))
+        if args.files:
+            stage_table(source, folder, args.files, max(1, args.repeats // 2))
 
 
 if __name__ == "__main__":

@@ -170,10 +170,3 @@ def turned_label(label: str | None, rotation: int) -> str | None:
     # What points right in the stored picture points down in one that is turned clockwise.
     place = _CLOCKWISE.index(label) + rotation // 90
     return _CLOCKWISE[place % 4]
-
-
-def spoken(label: str | None) -> str:
-    """A label as Open-Sora 1.2 writes it in captions (`pan right`); it has no word for others."""
-    if label is None or label not in LABELS[:7]:
-        return "unknown"
-    return label.replace("_", " ")

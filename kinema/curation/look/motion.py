@@ -205,7 +205,7 @@ class _Vectors:
         rows, columns = self._blocks
         x, y = vectors["motion_x"].astype(np.float32), vectors["motion_y"].astype(np.float32)
         area = vectors["w"].astype(np.float32) * vectors["h"]
-        scale = vectors["motion_scale"].astype(np.float32) * sum(self._size)
+        scale = np.maximum(vectors["motion_scale"], 1).astype(np.float32) * sum(self._size)
         weights = np.hypot(x, y) / scale * area
         column = np.clip(vectors["dst_x"].astype(np.int32) // BLOCK, 0, columns - 1)
         row = np.clip(vectors["dst_y"].astype(np.int32) // BLOCK, 0, rows - 1)

@@ -152,6 +152,8 @@ def blockiness(luma: Picture) -> float:
     place modulo 8: largest of the eight / their median - 1, the mean of both directions. The grid
     may lie anywhere, as cropping moves it; scaling destroys it. Every fourth line is looked at.
     """
+    if min(luma.shape) <= GRID:
+        return 0.0
     rows, columns = luma[::4], luma[:, ::4]
     across: Any = cv2.reduce(cv2.absdiff(rows[:, 1:], rows[:, :-1]), 0, cv2.REDUCE_SUM, dtype=4)
     down: Any = cv2.reduce(cv2.absdiff(columns[1:], columns[:-1]), 1, cv2.REDUCE_SUM, dtype=4)

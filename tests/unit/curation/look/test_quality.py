@@ -139,6 +139,6 @@ def test_a_clip_without_a_sample_has_nulls() -> None:
     assert columns["sharpness"] is columns["border_top"] is None
 
 
-@pytest.mark.parametrize("shape", [(2, 2), (16, 8), (98, 34)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (2, 2), (16, 8), (98, 34)])
 def test_tiny_pictures(shape: tuple[int, int]) -> None:
     assert quality_of(np.full((3, *shape), 100, np.uint8))["brightness"] == 100

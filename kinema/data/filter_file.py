@@ -15,7 +15,7 @@ from rich.table import Table
 
 from kinema.config.errors import KinemaError
 from kinema.data.expression import parse, quoted
-from kinema.data.filter import Filtering, FilterResult, Rule, WhatIf, parse_rules
+from kinema.data.filter import Filtering, FilterResult, Rule, WhatIf, parse_rules, usable
 from kinema.data.table_file import TableFile, moved, whole_place, with_column, written
 from kinema.data.text_on_disk import as_mask
 from kinema.media.stores import parent
@@ -120,13 +120,22 @@ def chosen_rules(
 
     Args:
         skip: leave out rules whose columns are not there; otherwise they stay, and are refused.
+
+    Raises:
+        KinemaError: a rule cannot be read, or one of the preset needs a column that is not there.
     """
     rules = list({rule.text: rule for rule in (*preset, *parse_rules(texts))}.values())
-    if not skip:
-        return rules, []
-    from kinema.data.filter import usable
-
-    return usable(rules, manifest.columns)
+    if skip:
+        return usable(rules, manifest.columns)
+    _, lacking = usable(preset, manifest.columns)
+    if lacking:
+        rule, missing = lacking[0]
+        raise KinemaError(
+            f"has no column {', '.join(missing)}, which the preset's rule `{rule.text}` looks at",
+            where=manifest.place,
+            hint="--skip-missing leaves such rules out; `kinema curate` gives the columns",
+        )
+    return rules, []
 
 
 def render_result(result: FilterResult, *, width: int = 100) -> str:

@@ -14,6 +14,7 @@ and one of all the frames of a clip is enough: 0.94 for 5 frames; with 4 bits 0.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
@@ -178,22 +179,30 @@ def near_pairs(frames: Frames, most: float, durations: NDArray[np.float64] | Non
     if len(frames) < 2 or not len(frames.words):
         none = np.zeros(0, np.int64)
         return Pairs(none, none, np.zeros(0))
-    candidates = np.unique(np.concatenate(_candidates(frames)))
-    first = (candidates >> np.uint64(32)).astype(np.int64)
-    second = (candidates & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    distance = distances(frames, first, second)
-    near = distance <= most
-    if durations is not None:
-        near &= _as_long(durations[first], durations[second])
-    return Pairs(first[near], second[near], distance[near])
+    found, apart = [np.zeros(0, np.uint64)], [np.zeros(0)]
+    for candidates in _candidates(frames):  # one pair of bands after the other, to save memory
+        first = (candidates >> np.uint64(32)).astype(np.int64)
+        second = (candidates & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        distance = distances(frames, first, second)
+        near = distance <= most
+        if durations is not None:
+            near &= _as_long(durations[first], durations[second])
+        found.append(candidates[near])
+        apart.append(distance[near])
+    pairs, index = np.unique(np.concatenate(found), return_index=True)
+    return Pairs(
+        (pairs >> np.uint64(32)).astype(np.int64),
+        (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64),
+        np.concatenate(apart)[index],
+    )
 
 
-def _candidates(frames: Frames) -> list[Words]:
+def _candidates(frames: Frames) -> Iterator[Words]:
+    """Pairs that agree in two bands, as first << 32 | second, for each two bands."""
     clip = np.repeat(np.arange(len(frames), dtype=np.uint64), frames.lengths)
     bands = [frames.words >> np.uint64(first) & np.uint64((1 << bits) - 1) for first, bits in BANDS]
     middle = np.minimum(frames.starts[:-1] + frames.lengths // 2, len(frames.words) - 1)
     signature = _mix(frames.words[middle])
-    found = [np.zeros(0, np.uint64)]
     for one, other in combinations(range(len(BANDS)), 2):
         value = bands[one] << np.uint64(13) | bands[other]
         order = np.lexsort((_mix(value), clip))
@@ -204,8 +213,7 @@ def _candidates(frames: Frames) -> list[Words]:
         sizes = np.diff(np.r_[begins, len(owner)])
         chosen = np.arange(len(owner)) - np.repeat(begins, sizes) < FRAMES
         value, owner = value[chosen], owner[chosen]
-        found.append(_same_value(value, owner, signature))
-    return found
+        yield _same_value(value, owner, signature)
 
 
 def _same_value(value: Words, owner: Words, signature: Words) -> Words:

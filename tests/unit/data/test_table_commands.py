@@ -97,7 +97,7 @@ def test_filter_by_preset_and_what_if(manifest: Path) -> None:
     text = run("filter", manifest, "--preset", "opensora-1.2/stage2")
     assert "not blank(text)" in text
     assert "aesthetic >= 4.5" in text
-    with pytest.raises(KinemaError, match=r"no column 'ocr_area'"):
+    with pytest.raises(KinemaError, match=r"no column ocr_area, .*\n.*--skip-missing"):
         run("filter", manifest, "--preset", "goku/720p")
     text = run("filter", manifest, "--preset", "goku/720p", "--skip-missing")
     assert "left out, there is no column ocr_area: ocr_area <= 0.01" in text
@@ -366,6 +366,18 @@ def test_labels_do_not_break_the_table(tmp_path: Path) -> None:
 
 
 # files
+
+
+def test_tables_in_a_store(manifest: Path) -> None:
+    run("filter", manifest, "aesthetic >= 5", "-o", "memory://set/m.parquet")
+    run("filter", "memory://set/m.parquet", "aesthetic >= 6", "-o", "memory://set/n.parquet")
+    run("merge", "memory://set/m.parquet", "memory://set/n.parquet", "-o", "memory://set/o.csv")
+    found = TableFile("memory://set/o.csv")
+    assert found.rows == 60
+    assert found.read(["path"])["path"][3].as_py() == str(manifest.parent / "clips/3.mp4")
+    assert "60 clips" in run("stats", "memory://set/o.csv")
+    run("split", "memory://set/n.parquet", "-o", "memory://set/t.csv", "--share", "0.3",
+        "--validation", "memory://set/v.csv")  # fmt: skip
 
 
 def test_what_csv_cannot_hold_is_said(tmp_path: Path) -> None:

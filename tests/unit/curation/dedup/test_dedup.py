@@ -210,6 +210,21 @@ def test_what_takes_no_part(random: np.random.Generator) -> None:
     assert result["concept"].to_pylist() == [None, 0, 0]
 
 
+def test_few_clips_or_none(random: np.random.Generator) -> None:
+    clips = table([clip(5, random)] * 2)
+    embeddings = pa.array([[1.0, 0.0]] * 2)
+    config = replace(CONFIG, concepts=3)
+    for count in (0, 1):
+        result = dedup(clips.slice(0, count), embeddings.slice(0, count), config)
+        assert result.num_rows == count
+        assert set(result.column_names) >= {"duplicate_of", "similar_to", "concept_rank"}
+    nobody = dedup(clips, embeddings, config, among=np.zeros(2, bool))
+    assert kept_of(nobody) == [None, None]
+    assert nobody["concept_rank"].null_count == 2
+    without = dedup(clips, pa.nulls(2, pa.list_(pa.float32())), config)
+    assert kept_of(without) == [None, 0]
+
+
 def test_wrong_input_is_named() -> None:
     clips = table([np.zeros(2, np.uint64)] * 3)
     phash = pa.array(["0" * 16, "0" * 16 + " 12g4", "0" * 16])

@@ -31,6 +31,7 @@ SAMPLED_CAPTIONS = 20_000
 BASIC = {
     "num_frames", "height", "width", "aspect_ratio", "fps", "resolution", "file_size",
     "start_frame", "end_frame", "start_s", "end_s", "frames_count", "concept", "concept_rank",
+    "gop", "lost_s", "clips",
     "border_top", "border_bottom", "border_left", "border_right", "hash_distance",
 }  # fmt: skip
 """Numbers that are no scores. Those of the source (`source_...`) are none either."""

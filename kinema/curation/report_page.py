@@ -124,12 +124,20 @@ def _tiles(
 def _scores(clips: ClipTable, scored: Sequence[str], rules: Sequence[str]) -> str:
     if not scored:
         return ""
-    found = [numbers.histogram(clips, name, rules) for name in scored[:HISTOGRAMS]]
+    ruled = [name for name in scored if numbers.thresholds(name, rules)]
+    drawn = [name for name in scored if _varies(clips, name) or name in ruled]
+    found = [numbers.histogram(clips, name, rules) for name in drawn[:HISTOGRAMS]]
+    same = [
+        f"{name} {number(float(np.nanmedian(clips.numbers[name])))}"
+        for name in scored
+        if name not in drawn
+    ]
+    note = f'<p class="small">The same everywhere: {text(", ".join(same))}.</p>' if same else ""
     return to_html.section(
         "Scores",
         "How clips are spread over each score. Thresholds can be moved without computing anything "
         "again: kinema data filter, or the same run with other rules.",
-        to_html.histograms(found),
+        to_html.histograms(found) + note,
     )
 
 

@@ -16,7 +16,7 @@ h1{font-size:27px;line-height:1.2;margin:0 0 4px;letter-spacing:-.01em;overflow-
 h2{font-size:19px;margin:46px 0 4px}
 h3{font-size:14px;margin:0;font-weight:620;overflow-wrap:anywhere}
 p{margin:0}.soft,.lead{color:var(--soft)}.lead{max-width:76ch;margin-bottom:14px;font-size:14px}
-.small{font-size:12.5px;color:var(--soft)}.bad{color:var(--warn)}
+section>.small{margin-top:10px}.small{font-size:12.5px;color:var(--soft)}.bad{color:var(--warn)}
 code,pre{font-family:ui-monospace,"SF Mono","DejaVu Sans Mono",monospace;font-size:12.5px}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:8px 0 0}
 .sheet{background:var(--sheet);border:1px solid var(--rule);border-radius:12px;padding:16px 18px}
@@ -67,9 +67,9 @@ border-top:1px solid var(--rule)}
 .band>div:first-child{font-size:13px;font-variant-numeric:tabular-nums}
 .samples{display:grid;grid-template-columns:repeat(5,minmax(0,1fr));gap:8px}
 figure{margin:0;min-width:0}
-figure .film{aspect-ratio:16/9;background:#0b0c0d;border-radius:6px;overflow:hidden;
+figure .film{aspect-ratio:16/9;position:relative;background:#0b0c0d;border-radius:6px;overflow:hidden;
 display:grid;place-items:center;color:#9aa0a6;font-size:11px;text-align:center}
-figure img{width:100%;height:100%;object-fit:contain;display:block}
+figure img{position:absolute;inset:0;width:100%;height:100%;object-fit:contain;display:block}
 figcaption{font-size:11.5px;line-height:1.35;color:var(--soft);margin-top:3px;overflow:hidden;
 display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;overflow-wrap:anywhere}
 figure.out .film{outline:3px solid var(--warn);outline-offset:-3px}figure.out img{opacity:.6}

@@ -82,7 +82,8 @@ def test_it_loads_filters_and_searches(page: Any) -> None:
     page.fill("#filter", "")
     until_rows(page, [0, 1, 2, 3, 4])
 
-    # Brush the upper half of the histogram of `aesthetic` (3.0 to 6.3).
+    # Brush the upper half of the histogram of `aesthetic` (3.0 to 6.3), right after typing.
+    page.fill("#filter", "width == 128")
     chart = page.wait_for_selector("#sidebar details:first-child svg")
     box = chart.bounding_box()
     middle = box["y"] + box["height"] / 2
@@ -93,6 +94,7 @@ def test_it_loads_filters_and_searches(page: Any) -> None:
     until_rows(page, [1, 3])
     page.reload()
     until_rows(page, [1, 3])  # what was asked for is in the address
+    assert page.input_value("#filter") == "width == 128"
     page.click(".chip")
     until_rows(page, [0, 1, 2, 3, 4])
     page.click('.values button[title="pan_left"]')

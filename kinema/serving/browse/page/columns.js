@@ -4,7 +4,8 @@ import { count, make, number, read } from "./ask.js";
 
 const LATE = new Set(["num_frames", "height", "width", "aspect_ratio", "fps", "resolution", "file_size"]);
 const HIDDEN = new Set(["path", "text"]);
-const CLOSED = /^(id|source_id|phash|frames|text_short|ocr_text|start_frame|end_frame|start_s|end_s|source.*|concept_rank|hash_distance)$/;
+const FIRST = ["aesthetic", "match", "motion_mv", "flow", "sharpness", "ocr_area", "nsfw", "watermark", "duration"];
+const CLOSED = /^(id|state|phash|frames|frames_count|text_short|ocr_text|(start|end)_(frame|s)|source.*|concept_rank|hash_distance|border_(top|bottom|left|right)|gop|lost_s|cut_by|whole|no_clips|clips)$/;
 const FEW = 8;
 const WIDTH = 246;
 const HEIGHT = 58;
@@ -49,12 +50,13 @@ export class Columns {
     const { state } = this;
     item.note.textContent = state.ranges[item.column.name] || state.values[item.column.name] ? "●" : "";
     if (!item.seen || !item.section.open || item.generation === this.generation) return;
+    if (item.brushed) return; // not under the pointer
     const generation = (item.generation = this.generation);
     this.chain = (this.chain ?? Promise.resolve()).then(async () => {
       if (generation !== this.generation) return;
       try {
         const found = await read("/api/histogram", { column: item.column.name, q: this.state.text() });
-        if (generation === this.generation) this.draw(item, found);
+        if (generation === this.generation && !item.brushed) this.draw(item, found);
       } catch (error) {
         item.chart.textContent = error.message;
       }
@@ -71,6 +73,11 @@ export class Columns {
     const name = item.column.name;
     if (!found.edges.length) {
       item.chart.append(make("p", "small", "no values"));
+      return;
+    }
+    if (found.least === found.greatest && !this.state.ranges[name]) {
+      const some = found.missing[0] ? ` · ${count(found.missing[0])} without a value` : "";
+      item.chart.append(make("p", "small", `${number(found.least)} everywhere${some}`));
       return;
     }
     const bins = found.all.length;
@@ -108,7 +115,7 @@ export class Columns {
     const last = found.edges[bins];
     const x = (value) => ((value - first) / (last - first)) * WIDTH;
     if (range) show(range[0] === null ? 0 : x(range[0]), range[1] === null ? WIDTH : x(range[1]));
-    this.brushing(svg, bins, show, (from, to) => {
+    this.brushing(item, svg, bins, show, (from, to) => {
       // The outer bins hold all that is beyond, so their sides are open.
       if (from === null) delete this.state.ranges[name];
       else {
@@ -123,7 +130,7 @@ export class Columns {
     if (found.missing[0]) item.chart.append(make("p", "small", `${count(found.missing[0])} without a value`));
   }
 
-  brushing(svg, bins, show, done) {
+  brushing(item, svg, bins, show, done) {
     let from = null;
     const bin = (event) => {
       const box = svg.getBoundingClientRect();
@@ -133,6 +140,7 @@ export class Columns {
     svg.addEventListener("pointerdown", (event) => {
       from = bin(event);
       start = event.clientX;
+      item.brushed = true;
       svg.setPointerCapture(event.pointerId);
     });
     svg.addEventListener("pointermove", (event) => {
@@ -147,9 +155,15 @@ export class Columns {
       const moved = Math.abs(event.clientX - start) > 3;
       const [a, b] = [Math.min(from, to), Math.max(from, to)];
       from = null;
+      item.brushed = false;
       done(moved ? a : null, moved ? b : null);
     });
-    svg.addEventListener("pointercancel", () => { from = null; });
+    svg.addEventListener("pointercancel", () => {
+      from = null;
+      item.brushed = false;
+      item.generation = -1;
+      this.load(item);
+    });
   }
 
   bounds(name, found) {
@@ -222,6 +236,8 @@ function rank(column) {
   if (column.name === "dropped_by") return 3;
   if (CLOSED.test(column.name)) return 4;
   if (LATE.has(column.name)) return 2;
+  const place = FIRST.indexOf(column.name);
+  if (place >= 0) return place / FIRST.length - 1;
   return column.kind === "number" ? 0 : 1;
 }
 

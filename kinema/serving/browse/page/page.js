@@ -11,15 +11,16 @@ const EMPTY = { filter: "", search: "", show: "kept", marked: false, edited: fal
 const state = {
   ...structuredClone(EMPTY),
   text() {
-    const asked = {};
-    for (const key of Object.keys(EMPTY)) asked[key] = this[key];
-    return JSON.stringify(asked);
+    const query = {};
+    for (const key of Object.keys(EMPTY)) query[key] = this[key];
+    return JSON.stringify(query);
   },
 };
 let about;
 let columns;
 let shown = { total: 0, hours: 0 };
 let asking = 0;
+let asked = "";
 
 const grid = new Grid($("scroller"), $("space"), {
   open: (index) => detail.open(index),
@@ -100,7 +101,7 @@ async function changed() {
   show();
   remember();
   const mine = ++asking;
-  const text = state.text();
+  const text = (asked = state.text());
   try {
     const found = await read("/api/query", { q: text });
     if (mine !== asking) return;
@@ -130,8 +131,8 @@ function remember() {
 
 function restore() {
   try {
-    const asked = JSON.parse(decodeURIComponent(location.hash.slice(1)) || "{}");
-    for (const key of Object.keys(EMPTY)) if (typeof asked[key] === typeof EMPTY[key]) state[key] = asked[key];
+    const kept = JSON.parse(decodeURIComponent(location.hash.slice(1)) || "{}");
+    for (const key of Object.keys(EMPTY)) if (typeof kept[key] === typeof EMPTY[key]) state[key] = kept[key];
     if (!["kept", "dropped", "all"].includes(state.show)) state.show = "kept";
   } catch {
     // Somebody's own hash: begin with everything.
@@ -187,7 +188,7 @@ $("filter").addEventListener("input", (event) => {
   typed();
 });
 const typed = later(() => changed(), 600);
-$("filter").addEventListener("change", () => changed());
+$("filter").addEventListener("change", () => state.text() !== asked && changed());
 document.querySelectorAll('input[name="show"]').forEach((input) => input.addEventListener("change", () => {
   state.show = input.value;
   changed();
@@ -254,9 +255,9 @@ for (const ending of ["csv", "parquet"]) {
     said("preparing…", false);
     try {
       // Fetched first, so that a refusal is a sentence here and no downloaded file.
-      const asked = new URLSearchParams({ what: what(), ending, q: state.text() });
+      const wanted = new URLSearchParams({ what: what(), ending, q: state.text() });
       const link = make("a");
-      const answer = await fetch(`/api/download?${asked}`);
+      const answer = await fetch(`/api/download?${wanted}`);
       if (!answer.ok) throw new Error((await answer.json()).what);
       link.href = URL.createObjectURL(await answer.blob());
       link.download = /filename="?([^";]+)/.exec(answer.headers.get("content-disposition") ?? "")?.[1] ?? `clips.${ending}`;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ NARRATION_MIN_S, NARRATION_MAX_S = 2.0, 10.0
 """EGO4D's narrations are points in time: each lasts until the next one, within these limits."""
 OPENDV_RATE = 10.0
 """Pictures per second of OpenDV's image folders, which its language file counts in."""
+OPENDV_PIECE_S = 10.0
+"""Where no language file says which parts are clips: pieces of equal length, at most this long."""
 OPENDV_COMMANDS = (
     "going straight", "passing an intersection", "turning left", "turning right",
     "changing to the left lane", "changing to the right lane", "taking the left lane branch",
@@ -238,8 +241,8 @@ def load_opendv(request: Request, findings: Findings) -> pa.Table:
     """The list of videos (`OpenDV-YouTube.csv` or `.json`), and language files if given.
 
     Columns: `videoid`, `folder` (the channel as the downloader writes it), `start`, `end`, `text`,
-    `command`, `split`, `area`. Without a language file one row per video: all but what its list
-    says to discard.
+    `command`, `split`, `area`. Without a language file pieces of equal length, of all but what
+    the list says to discard.
     """
     videos: dict[str, dict[str, Any]] = {}
     language: list[tuple[Path, list[Any]]] = []
@@ -302,7 +305,14 @@ def load_opendv(request: Request, findings: Findings) -> pa.Table:
             )
     if not language:
         for videoid, video in videos.items():
-            add(videoid, video["start"], video["end"], "", "")
+            if video["end"] is None or video["end"] <= video["start"]:
+                findings.add("bad_time", videoid, "no duration, or all of it is discarded")
+                continue
+            length = video["end"] - video["start"]
+            pieces = math.ceil(length / OPENDV_PIECE_S)
+            for number in range(pieces):
+                begin = video["start"] + length * number / pieces
+                add(videoid, begin, begin + length / pieces, "", "")
     return _table(columns)
 
 

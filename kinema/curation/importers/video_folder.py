@@ -36,9 +36,9 @@ class VideoFolder:
     """The videos below a folder, to be found by path, by the end of a path, or by name.
 
     Tables name their files as they lay on the makers' disks; people keep them elsewhere. A key is
-    compared with paths below the folder, exactly; then without its leading folders; then by name
-    alone, and at last without its ending (`ID` and `ID.webm`). Where folders were left out of the
-    comparison, a name that several keys or several files have is not guessed at.
+    compared with the paths below the folder; then without its leading folders; then with the
+    ends of paths (with names, if it has no folder); each time also without its ending (`ID` and
+    `ID.webm`). What fits several files, or one that another key means as well, is not guessed at.
     """
 
     def __init__(self, folder: Path, files: list[str] | None = None) -> None:
@@ -72,8 +72,8 @@ class VideoFolder:
 
         Args:
             keys: text [N]; empty: none is meant.
-            unique_names: names are unique in this data set: of several files of one name, which
-                hold the same, the first is taken.
+            unique_names: a name alone says which clip it is in this data set: folders need not
+                agree, and of several files of one name, which hold the same, the first is taken.
         """
         keys = as_text(keys)
         keys = pc.replace_substring(keys, "\\", "/")
@@ -82,39 +82,65 @@ class VideoFolder:
         keys = pc.replace_substring_regex(keys, r"^(\./+|/+)+", "")
         keys = pc.replace_substring_regex(keys, r"//+|/\./", "/")
 
-        found = np.full(len(keys), -1, np.int64)
-        exact = self._look(keys, self.paths, wanted)
-        found[exact >= 0] = exact[exact >= 0]
-        weakly = self._by_less(keys, wanted & (found < 0))
-        ambiguous = (weakly >= 0) & self._could_mean_others(keys, wanted, unique_names)
-        found = np.where(weakly >= 0, weakly, found)
+        found, weakly, several = self._search(keys, wanted, unique_names)
+        ambiguous = several
+        if not unique_names:
+            ambiguous = several | (weakly & _shared(found, keys))
         return Match(np.where(ambiguous, -1, found), unsafe, ambiguous)
 
-    def _by_less(self, keys: pa.ChunkedArray, wanted: Mask) -> Rows:
-        """Files of keys that no path equals."""
+    def _search(
+        self, keys: pa.ChunkedArray, wanted: Mask, unique_names: bool
+    ) -> tuple[Rows, Mask, Mask]:
+        """The first file that fits each key, whether folders were left out of the comparison, and
+        whether other files fit as well."""
         found = np.full(len(keys), -1, np.int64)
+        weakly = np.zeros(len(keys), bool)
+        several = np.zeros(len(keys), bool)
+
+        def look(theirs: Any, ours: pa.Array, among: Mask, weak: bool) -> None:
+            missing = among & (found < 0)
+            if not missing.any():
+                return
+            rows = self._look(theirs, ours, missing)
+            new = rows >= 0
+            if new.any():
+                found[new] = rows[new]
+                weakly[new] = weak
+                if not unique_names and ours is not self.paths:
+                    several[new] |= to_mask(pc.is_in(theirs, value_set=_repeated(ours)))[new]
+
+        def look_without_ending(theirs: Any, ours: pa.Array, among: Mask, weak: bool) -> None:
+            look(theirs, ours, among, weak)
+            if (among & (found < 0)).any():
+                look(pc.replace_substring_regex(theirs, _SUFFIX, ""), ours, among, weak)
+
+        look(keys, self.paths, wanted, weak=False)
+        look_without_ending(keys, self._stems, wanted, weak=False)
         shorter = keys
         for _ in range(MAX_FOLDERS):
             missing = wanted & (found < 0)
             if not missing.any() or not to_mask(pc.match_substring(shorter, "/"))[missing].any():
                 break
             shorter = pc.replace_substring_regex(shorter, r"^[^/]*/+", "")
-            found = np.where(missing, self._look(shorter, self.paths, missing), found)
-        names = pc.replace_substring_regex(keys, r"^.*/", "")
-        bare = pc.replace_substring_regex(keys, _SUFFIX, "")
-        bare_names = pc.replace_substring_regex(names, _SUFFIX, "")
-        for theirs, ours in (
-            (names, self._names),
-            (keys, self._stems),
-            (bare, self._stems),
-            (names, self._stem_names),
-            (bare_names, self._stem_names),
-        ):
-            missing = wanted & (found < 0)
-            if not missing.any():
+            look(shorter, self.paths, wanted, weak=True)
+            look_without_ending(shorter, self._stems, wanted, weak=True)
+        ends = self.paths
+        folders = wanted & to_mask(pc.match_substring(keys, "/"))
+        for _ in range(MAX_FOLDERS):
+            deep = pc.any(pc.match_substring(ends, "/")).as_py()
+            if not deep or not (folders & (found < 0)).any():
                 break
-            found = np.where(missing, self._look(theirs, ours, missing), found)
-        return found
+            ends = pc.replace_substring_regex(ends, r"^[^/]*/+", "")
+            look(keys, ends, folders, weak=True)
+            bare = pc.replace_substring_regex(ends, _SUFFIX, "")
+            look_without_ending(keys, bare, folders, weak=True)
+        if (wanted & (found < 0)).any():
+            # A key with folders means those, unless names alone say which clip it is.
+            among = wanted & (unique_names | ~folders)
+            names = pc.replace_substring_regex(keys, r"^.*/", "")
+            look(names, self._names, among, weak=True)
+            look_without_ending(names, self._stem_names, among, weak=True)
+        return found, weakly, several
 
     def _look(self, keys: Any, values: pa.Array, wanted: Mask) -> Rows:
         rows = np.flatnonzero(wanted)
@@ -124,17 +150,6 @@ class VideoFolder:
             where = pc.fill_null(pc.index_in(some, value_set=values), -1)
             found[rows] = where.to_numpy(zero_copy_only=False)
         return found
-
-    def _could_mean_others(self, keys: Any, wanted: Mask, unique_names: bool) -> Mask:
-        """Keys whose bare name another key has too, or several files have."""
-        names = pc.replace_substring_regex(keys, r"^.*/", "")
-        names = pc.replace_substring_regex(names, _SUFFIX, "")
-        pairs = pa.table({"key": keys, "name": names}).filter(pa.array(wanted))
-        distinct = pairs.group_by(["key", "name"]).aggregate([])
-        shared = _repeated(distinct.column("name"))
-        if not unique_names:
-            shared = pa.concat_arrays([shared, _repeated(self._stem_names)])
-        return to_mask(pc.is_in(names, value_set=shared))
 
     def unused(self, used: Rows) -> list[str]:
         """Files that no key found, as paths below the folder."""
@@ -149,3 +164,11 @@ def _repeated(values: Any) -> pa.Array:
         counts = counts.combine_chunks()
     names = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     return pc.cast(names, pa.large_string())
+
+
+def _shared(files: Rows, keys: Any) -> Mask:
+    """Rows whose file another, different key has found too."""
+    pairs = pa.table({"file": files, "key": keys})
+    counts = pairs.group_by("file").aggregate([("key", "count_distinct")])
+    many = counts.filter(pc.greater(counts.column("key_count_distinct"), 1)).column("file")
+    return to_mask(pc.is_in(pa.array(files), value_set=many.combine_chunks())) & (files >= 0)

@@ -143,20 +143,49 @@ def test_absolute_paths_and_json(tmp_path: Path, clips: list[Path]) -> None:
     assert [row["path"] for row in rows] == [str(clip) for clip in clips]
 
 
-def test_a_name_that_fits_two_files_is_not_guessed(tmp_path: Path, clips: list[Path]) -> None:
+def find(folder: Path, *keys: str, unique_names: bool = False) -> list[str]:
+    """The file of each key; `?`: it could mean several; `!`: it leaves the folder."""
+    videos = VideoFolder(folder)
+    match = videos.find(pa.array(list(keys)), unique_names=unique_names)
+    return [
+        "!" if unsafe else "?" if ambiguous else videos.files[file] if file >= 0 else ""
+        for file, unsafe, ambiguous in zip(match.files, match.unsafe, match.ambiguous, strict=True)
+    ]
+
+
+def test_which_file_a_name_means(tmp_path: Path) -> None:
+    root = tmp_path / "v"
+    for name in ("a/1.mp4", "b/1.mp4", "2.mp4", "c/3.webm", "c/4.mp4", "c/4.mkv", "d/5.mp4"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    # As it is, without leading folders, with another ending or none, from another system.
+    keys = ("a/1.mp4", "/data/x/b/1.mp4", "./2.mp4", "c/3.mp4", "c/3")
+    assert find(root, *keys) == ["a/1.mp4", "b/1.mp4", "2.mp4", "c/3.webm", "c/3.webm"]
+    assert find(root, "x\\b\\1", "a\\1.mp4") == ["b/1.mp4", "a/1.mp4"]
+    assert find(tmp_path, "b/1.mp4", "d/5") == [
+        "v/b/1.mp4",
+        "v/d/5.mp4",
+    ]
+    # By name in any folder, if the key has none and one file only has it.
+    assert find(root, "5.mp4", "1.mp4", "c/4") == ["d/5.mp4", "?", "?"]
+    # A key with folders means those.
+    assert find(root, "x/5.mp4", "b/5.mp4") == ["", ""]
+    assert find(root, "x/5.mp4", "1", unique_names=True) == ["d/5.mp4", "a/1.mp4"]
+    # Two keys, one file: neither is sure, but for the one that names it exactly.
+    assert find(root, "x/2.mp4", "y/2.mp4", "x/2.mp4") == ["?", "?", "?"]
+    assert find(root, "2.mp4", "y/2.mp4") == ["2.mp4", "?"]
+    assert find(root, "a/../2.mp4", "..", "", "a\x00") == ["!", "!", "", "!"]
+
+
+def test_ambiguous_rows_are_reported(tmp_path: Path, clips: list[Path]) -> None:
     published.put(clips[0], tmp_path / "v" / "a" / "1.mp4")
     published.put(clips[1], tmp_path / "v" / "b" / "1.mp4")
     published.put(clips[2], tmp_path / "v" / "2.mp4")
-    rows = [("1.mp4", "which?"), ("x/2.mp4", "one of two"), ("y/2.mp4", "the other")]
+    rows = [("1.mp4", "which?"), ("2.mp4", "sure")]
     table = published.write_csv(tmp_path / "t.csv", ("path", "text"), rows)
-    request = Request((table,), tmp_path / "v")
-    with pytest.raises(KinemaError, match="none of the 3 rows"):
-        import_data("csv", request, tmp_path / "m.parquet")
-    folder = VideoFolder(tmp_path / "v")
-    match = folder.find(pa.array(["1.mp4", "x/2.mp4", "y/2.mp4", "a/1.mp4", "a/../a/1.mp4"]))
-    assert match.ambiguous.tolist() == [True, True, True, False, False]
-    assert match.unsafe.tolist() == [False, False, False, False, True]
-    assert folder.files[match.files[3]] == "a/1.mp4"
+    report, found = run("csv", tmp_path, table, videos=tmp_path / "v")
+    assert [row["text"] for row in found] == ["sure"]
+    assert report.findings.counts()["ambiguous"] == 1
 
 
 WRONG = {

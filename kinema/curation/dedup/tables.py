@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from kinema.config.errors import KinemaError
+from kinema.config.errors import ConfigError, KinemaError
 from kinema.curation.config import DedupConfig
 from kinema.curation.dedup.near import Frames, equal_clips, near_pairs
 from kinema.curation.dedup.semantic import Vectors, concepts, similar_pairs, vectors_of
@@ -90,11 +90,20 @@ def dedup_rules(config: DedupConfig, *, embeddings: bool) -> list[str]:
 
     Args:
         embeddings: whether `dedup` had any.
+
+    Raises:
+        ConfigError: concepts without embeddings, or a cap without concepts.
     """
+    if config.concepts is not None and not embeddings:
+        raise ConfigError("concepts need embeddings", where="dedup.concepts", hint="embed={}")
+    if config.concept_cap is not None and config.concepts is None:
+        raise ConfigError(
+            "a cap needs concepts", where="dedup.concept_cap", hint="dedup.concepts=1000"
+        )
     rules = ['duplicate_of == ""']
     if embeddings and config.similarity is not None:
         rules.append('similar_to == ""')
-    if embeddings and config.concepts is not None and config.concept_cap is not None:
+    if config.concept_cap is not None:
         rules.append(f"missing(concept_rank) or concept_rank <= {config.concept_cap}")
     return rules
 

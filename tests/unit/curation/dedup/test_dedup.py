@@ -407,7 +407,11 @@ def test_columns_and_rules_together(random: np.random.Generator) -> None:
     filtered = apply_rules(result, parse_rules(rules))
     assert filtered.dropped_by[1].as_py() == 'filter: similar_to == ""'
     assert filtered.kept == 3  # one of each concept, and the clip without an embedding
-    assert dedup_rules(config, embeddings=False) == ['duplicate_of == ""']
+    assert dedup_rules(CONFIG, embeddings=False) == ['duplicate_of == ""']
+    with pytest.raises(KinemaError, match="concepts need embeddings"):
+        dedup_rules(config, embeddings=False)
+    with pytest.raises(KinemaError, match="a cap needs concepts"):
+        dedup_rules(DedupConfig(concept_cap=3), embeddings=True)
     again = dedup(result, embeddings, config)
     assert again.equals(result)  # columns are replaced
 

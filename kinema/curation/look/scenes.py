@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from typing import Any
 
@@ -50,19 +51,18 @@ class SceneAnalyzer:
         self._hsv: Any = None
         self._structure: deque[Any] = deque(maxlen=2 * self._reaches[-1] + 1)
         self._recent: deque[Any] = deque(maxlen=FLASH_FRAMES + 1)
-        self._content: list[tuple[float, float, float]] = []
-        self._brightness: list[float] = []
-        self._times: list[float] = []
-        self._step: list[float] = []
-        self._back: list[float] = []
-        self._blend: list[list[Blend]] = [[] for _ in self._reaches]
+        # Arrays, not lists: a film of eight hours has a million frames.
+        self._content, self._brightness = array("f"), array("f")
+        self._times = array("d")
+        self._step, self._back = array("f"), array("f")
+        self._blend = [array("f") for _ in self._reaches]
 
     def frame(self, view: FrameView) -> None:
         bgr = view.small_bgr
         hsv = cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV)
         change = (0.0,) * 3 if self._hsv is None else cv2.mean(cv2.absdiff(hsv, self._hsv))
         self._hsv = hsv
-        self._content.append((change[0], change[1], change[2]))
+        self._content.extend(change[:3])
         self._brightness.append(sum(cv2.mean(bgr)[:3]) / 3)
         self._times.append(view.time_s)
         tiny = _tiny(view.small)
@@ -71,7 +71,7 @@ class SceneAnalyzer:
         for reach, blends in zip(self._reaches, self._blend, strict=True):
             if len(self._structure) > 2 * reach:
                 three = (self._structure[i] for i in (-1 - 2 * reach, -1 - reach, -1))
-                blends.append(_blend(*three))
+                blends.extend(_blend(*three))
 
     def signals(self) -> dict[str, Signal]:
         """Arrays over frames:
@@ -90,7 +90,7 @@ class SceneAnalyzer:
         blend = np.zeros((total, len(self._reaches), 4), np.float32)
         for number, (reach, blends) in enumerate(zip(self._reaches, self._blend, strict=True)):
             if blends:
-                blend[reach : total - reach, number] = blends
+                blend[reach : total - reach, number] = np.reshape(blends, (-1, 4))
         return {
             "times": np.array(self._times, np.float64),
             "content": np.array(self._content, np.float32).reshape(-1, 3),

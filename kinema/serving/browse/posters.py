@@ -118,6 +118,8 @@ class Posters:
             name = ""
         if not isinstance(name, str) or suffix(name) not in IMAGE_SUFFIXES or is_url(name):
             return ""
+        if name.startswith("/") or ".." in name.split("/"):
+            return ""
         path = Path(join(root, name))
         return str(path) if path.is_file() else ""
 

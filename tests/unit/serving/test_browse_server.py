@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -178,6 +179,7 @@ def test_strips_of_curation_are_used_and_other_files_are_not_served(tmp_path: Pa
     manifest = make_clips(
         clips,
         id=["abcd", "../../x", "", "x", "y"],
+        frames=["frames/ab/abcd.jpg", None, None, str(tmp_path / "clips/still.png"), "../x.jpg"],
         path=["0.mp4", str(secret), "notes.txt", "still.png", "4.mp4"],
         num_frames=[24, 24, 24, 1, 24],
     )
@@ -235,3 +237,26 @@ def test_a_manifest_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert "none.parquet: does not exist" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kinema.cli.data_browse import browse
+
+    for name in [name for name in sys.modules if name.startswith("kinema.serving")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(KinemaError, match=r"package uvicorn.*\n.*kinema\[serve\]"):
+        browse(str(tmp_path / "m.csv"))
+
+
+def test_beyond_loopback_the_address_has_a_token(tmp_path: Path) -> None:
+    manifest = make_clips(tmp_path / "clips")
+    with served(manifest, "--host", "0.0.0.0", cache=tmp_path / "cache") as address:
+        port, token = re.findall(r":(\d+)/\?token=(.+)", address)[0]
+        site = httpx.Client(base_url=f"http://127.0.0.1:{port}")
+        assert site.get("/api/manifest").status_code == 403
+        assert site.get("/media/0/file").status_code == 403
+        assert site.get("/api/manifest", params={"token": "x"}).status_code == 403
+        assert site.get("/", params={"token": token}).status_code == 200
+        assert site.get("/api/manifest").json()["rows"] == 5, "the cookie stands for the token"
+        assert site.post("/api/marks", json={"rows": [1], "marked": True}).status_code == 200

@@ -95,7 +95,9 @@ def dedup_rules(config: DedupConfig, *, embeddings: bool) -> list[str]:
         ConfigError: concepts without embeddings, or a cap without concepts.
     """
     if config.concepts is not None and not embeddings:
-        raise ConfigError("concepts need embeddings", where="dedup.concepts", hint="embed={}")
+        raise ConfigError(
+            "concepts need embeddings", where="dedup.concepts", hint="switch `embed` on"
+        )
     if config.concept_cap is not None and config.concepts is None:
         raise ConfigError(
             "a cap needs concepts", where="dedup.concept_cap", hint="dedup.concepts=1000"

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass
 from itertools import islice
@@ -51,24 +51,32 @@ class DecodePool:
         *,
         calls_per_worker: int = 2000,
         worker_bytes: int = 1 << 30,
+        environments: Sequence[Mapping[str, str]] = (),
     ) -> None:
         """Args:
         workers: processes, at least 1.
         timeout_s: limit for one call, in seconds.
         calls_per_worker: calls after which a worker is replaced.
         worker_bytes: resident memory at which a worker is replaced.
+        environments: variables of each worker beside this process's own (which GPU it has).
         """
         assert workers >= 1
         self.workers = workers
         self.timeout_s = timeout_s
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._closed = False
+        given = [*environments, *({} for _ in range(workers - len(environments)))]
         self._seats = [
-            _Seat(self._tasks, timeout_s, calls_per_worker, worker_bytes) for _ in range(workers)
+            _Seat(self._tasks, calls_per_worker, worker_bytes, given[number])
+            for number in range(workers)
         ]
 
     def submit(
-        self, function: Callable[..., Result], path: str | os.PathLike[str], *args: Any
+        self,
+        function: Callable[..., Result],
+        path: str | os.PathLike[str],
+        *args: Any,
+        timeout_s: float | None = None,
     ) -> Future[Result]:
         """Start a call.
 
@@ -79,10 +87,12 @@ class DecodePool:
             function: importable by name, from a module that imports without torch.
             path: the file, handed to `function` first and named in errors.
             args: further arguments, picklable.
+            timeout_s: limit for this call, in seconds; default: the pool's.
         """
         assert not self._closed, "the pool is closed"
         future: Future[Result] = Future()
-        self._tasks.put(_Task(future, function, path, args))
+        limit = self.timeout_s if timeout_s is None else timeout_s
+        self._tasks.put(_Task(future, function, path, args, limit))
         return future
 
     def map(
@@ -165,6 +175,7 @@ class _Task:
     function: Callable[..., Any]
     path: str | os.PathLike[str]
     args: tuple[Any, ...]
+    timeout_s: float
 
 
 class _Seat:
@@ -173,12 +184,12 @@ class _Seat:
     def __init__(
         self,
         tasks: queue.SimpleQueue[_Task | None],
-        timeout_s: float,
         calls_per_worker: int,
         worker_bytes: int,
+        environment: Mapping[str, str],
     ) -> None:
         self._tasks = tasks
-        self._timeout_s = timeout_s
+        self._environment = environment
         self._calls_per_worker = calls_per_worker
         self._worker_bytes = worker_bytes
         self._worker: _Worker | None = None
@@ -227,10 +238,10 @@ class _Seat:
         try:
             worker = self._ready_worker()
             worker.channel.send((task.function, task.path, task.args))
-            succeeded, value = worker.channel.receive(self._timeout_s)
+            succeeded, value = worker.channel.receive(task.timeout_s)
         except TimeoutError:
             self._dismiss()
-            self._fail(task, MediaError("timeout", task.path, f"{self._timeout_s:g} s"))
+            self._fail(task, MediaError("timeout", task.path, f"{task.timeout_s:g} s"))
         except EOFError:
             ending = _how_it_ended(self._dismiss())
             self._fail(task, MediaError("crashed", task.path, ending))
@@ -253,7 +264,7 @@ class _Seat:
             with self._lock:
                 if self._closed:
                     raise CancelledError
-                self._worker = _Worker()
+                self._worker = _Worker(self._environment)
             try:
                 self._worker.channel.receive(STARTING_S)
             except (TimeoutError, EOFError):
@@ -275,7 +286,7 @@ class _Seat:
 class _Worker:
     """A running worker process and the channel to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
@@ -291,7 +302,7 @@ class _Worker:
                 stdout=subprocess.DEVNULL,
                 env=os.environ
                 | {"PYTHONPATH": os.pathsep.join(sys.path)}
-                | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **environment},
             )
         self.channel = Channel(ours)
         self.calls = 0

@@ -1,0 +1,220 @@
+"""What a person gives to `kinema curate`, as rows of sources: folders, lists, tables, URLs."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kinema.config.errors import KinemaError
+from kinema.curation.stage import row_id
+from kinema.data.captions import find_captions
+from kinema.data.find_media import Refusal, find_media
+from kinema.data.tables import ENDINGS, fetched, read_table
+from kinema.media.info import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from kinema.media.stores import (
+    filesystem,
+    is_url,
+    join,
+    parent,
+    read_bytes,
+    store_errors,
+    suffix,
+    version_in_store,
+)
+
+PATH_COLUMNS = ("path", "video", "file_name")
+LIST_ENDING = ".txt"
+OURS = frozenset({"id", "state", "path", "dropped_by"})
+"""Columns of a table that every run makes anew."""
+
+
+@dataclass
+class Inputs:
+    """What was found."""
+
+    table: pa.Table
+    """`id`, `state`, `path`, `name` (what people call it: below the input), sorted by `id`; with
+    `text` and `_cuts` where they were given, and the other columns of tables."""
+    refused: list[Refusal] = field(default_factory=list)
+    images: int = 0
+    """Images, which are not curated: there is nothing to cut."""
+    given_twice: int = 0
+
+
+@dataclass
+class _Found:
+    path: str
+    name: str
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+def find_inputs(
+    inputs: Sequence[str], *, captions: str | None = None, data_root: str | None = None
+) -> Inputs:
+    """Rows for all videos that `inputs` name.
+
+    Args:
+        inputs: folders (everything below them), videos, `.txt` lists of paths (one a line), `.csv`
+            or `.parquet` tables (manifests, cut lists, any with a column `path`), and URLs of
+            stores of all these.
+        captions: a table of captions for the videos of folders (`find_captions`).
+        data_root: the folder that paths in lists and tables are below; default: their own.
+
+    Raises:
+        KinemaError: an input is not there or has no videos.
+    """
+    found: list[_Found] = []
+    result = Inputs(pa.table({}))
+    for text in inputs:
+        before = len(found)
+        found += _look(text, captions, data_root, result)
+        if len(found) == before and not result.refused:
+            images = f", only {result.images} images" if result.images else ""
+            raise KinemaError(
+                f"has no videos{images}",
+                where=text,
+                hint="give a folder with videos, a list of them (.txt) or a table (.csv, .parquet)",
+            )
+    rows: dict[str, dict[str, Any]] = {}
+    paths: set[str] = set()
+    for item in found:
+        if item.path in paths:
+            result.given_twice += 1
+            continue
+        paths.add(item.path)
+        size, state = _state(item.path)
+        identity = row_id(item.name, size)
+        if identity in rows:  # another file of this name and size
+            identity = row_id(item.path, size)
+        own = {"id": identity, "state": state, "path": item.path, "name": item.name}
+        rows[identity] = item.columns | own
+    result.table = _table([rows[identity] for identity in sorted(rows)])
+    return result
+
+
+def _look(text: str, captions: str | None, data_root: str | None, result: Inputs) -> list[_Found]:
+    ending = suffix(text)
+    if ending == LIST_ENDING:
+        return _listed(text, data_root)
+    if ending in ENDINGS:
+        return _tabled(text, data_root)
+    if is_url(text):
+        return _stored(text, result)
+    path = Path(os.path.abspath(text))
+    if path.is_dir():
+        return _below(path, captions, result)
+    if not path.exists():
+        raise KinemaError("does not exist", where=text)
+    return [_Found(str(path), path.name)]
+
+
+def _below(folder: Path, captions: str | None, result: Inputs) -> list[_Found]:
+    files, refused = find_media(folder)
+    result.refused += refused
+    videos = [name for name in files if suffix(name) not in IMAGE_SUFFIXES]
+    result.images += len(files) - len(videos)
+    texts = find_captions(folder, videos, Path(captions) if captions else None, folder)
+    result.refused += texts.unused
+    return [
+        _Found(
+            str(folder / name),
+            f"{folder.name}/{name}",
+            {"text": texts.texts[name]} if texts.texts.get(name) else {},
+        )
+        for name in videos
+    ]
+
+
+def _stored(url: str, result: Inputs) -> list[_Found]:
+    if suffix(url) in VIDEO_SUFFIXES:
+        return [_Found(url, url.rsplit("/", 1)[-1])]
+    system, path = filesystem(url)
+    with store_errors(url):
+        names = sorted(system.find(path))
+    found = []
+    base = url.rstrip("/")
+    for name in names:
+        below = name.removeprefix(path).lstrip("/")
+        if suffix(name) in IMAGE_SUFFIXES:
+            result.images += 1
+        if suffix(name) in VIDEO_SUFFIXES and "/." not in f"/{below}":
+            found.append(_Found(f"{base}/{below}", f"{posixpath.basename(base)}/{below}"))
+    return found
+
+
+def _listed(text: str, data_root: str | None) -> list[_Found]:
+    try:
+        lines = read_bytes(text).decode("utf-8").splitlines()
+    except FileNotFoundError:
+        raise KinemaError("does not exist", where=text) from None
+    except UnicodeDecodeError:
+        raise KinemaError("is not a list of paths in UTF-8", where=text) from None
+    names = [line.strip() for line in lines]
+    root = data_root or parent(text)
+    return [
+        _Found(_absolute(join(root, name)), name)
+        for name in names
+        if name and not name.startswith("#")
+    ]
+
+
+def _tabled(text: str, data_root: str | None) -> list[_Found]:
+    types = dict.fromkeys((*PATH_COLUMNS, "text", "_cuts"), pa.large_string())
+    table = read_table(fetched(text), types, hint="give a table with a column path")
+    named = [name for name in PATH_COLUMNS if name in table.column_names]
+    if not named:
+        raise KinemaError(
+            f"has no column 'path' (it has {', '.join(table.column_names)})",
+            where=text,
+            hint="`kinema data import` makes one of a data set's own table",
+        )
+    if "dropped_by" in table.column_names:  # clips that a manifest leaves out stay left out
+        kept = pc.equal(pc.fill_null(table.column("dropped_by").cast(pa.large_string()), ""), "")
+        table = table.filter(kept)
+    root = data_root or parent(text)
+    columns = [n for n in table.column_names if n not in OURS and n != named[0]]
+    rows = table.select([named[0], *columns]).to_pylist()
+    found = []
+    for number, row in enumerate(rows):
+        name = row.pop(named[0])
+        if not name or os.path.normpath(name).split("/")[0] == "..":
+            raise KinemaError(
+                f"row {number}: the path {name!r} is empty or leaves the folder",
+                where=text,
+                hint="give the folder that all paths are below as --data-root",
+            )
+        found.append(_Found(_absolute(join(root, name)), name, row))
+    return found
+
+
+def _absolute(place: Path | str) -> str:
+    return place if isinstance(place, str) else os.path.abspath(place)
+
+
+def _state(path: str) -> tuple[int, str]:
+    """Size in bytes and what changes with the file; of a file that is not there: nothing, which
+    decoding will say in its own words."""
+    try:
+        if is_url(path):
+            version = version_in_store(path)
+            return int(version.split(":", 1)[0] or 0), version
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return 0, ""
+    return status.st_size, f"{status.st_size}:{status.st_mtime_ns}"
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    names: dict[str, None] = dict.fromkeys(("id", "state", "path", "name"))
+    for row in rows:
+        names |= dict.fromkeys(row)
+    columns = {name: pa.array([row.get(name) for row in rows]) for name in names}
+    text = ("id", "state", "path", "name", "text", "_cuts")
+    return pa.table({n: c.cast(pa.large_string()) if n in text else c for n, c in columns.items()})

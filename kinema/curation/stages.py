@@ -1,0 +1,66 @@
+"""Which stages a recipe has, in their order: cheap ones first."""
+
+from __future__ import annotations
+
+from kinema.config.errors import ConfigError
+from kinema.curation.config import CurateRecipe
+from kinema.curation.stage import Stage
+
+
+def source_stages(recipe: CurateRecipe) -> list[Stage]:
+    """What looks at raw videos, and says where the clips are."""
+    from kinema.curation.look.look import LookStage
+    from kinema.curation.look.segment import SegmentStage
+
+    look = LookStage(
+        scenes=recipe.scenes,
+        motion=recipe.motion,
+        quality=recipe.quality,
+        hashes=recipe.hashes,
+        time_limit=recipe.time_limit_s,
+    )
+    return [look, SegmentStage.of(recipe)]
+
+
+def clip_stages(recipe: CurateRecipe) -> list[Stage]:
+    """What cuts clips and looks at their frames, up to the duplicates."""
+    from kinema.curation.cut import CutStage
+
+    return [CutStage(recipe.cut, recipe.frames, recipe.time_limit_s), *frame_stages(recipe)]
+
+
+def frame_stages(recipe: CurateRecipe) -> list[Stage]:
+    """Models that look at a clip's frames and need no caption."""
+    from kinema.curation.scoring import clip_scores
+    from kinema.curation.scoring.classify import ClassifierStage
+    from kinema.curation.scoring.ocr import OcrStage
+
+    stages: list[Stage] = []
+    stages += clip_scores.clip_stages(recipe.aesthetic, recipe.embed, recipe.frames)
+    for name in ("nsfw", "watermark"):
+        config = getattr(recipe, name)
+        if config is not None:
+            stages.append(ClassifierStage(name, config, recipe.frames))
+    if recipe.ocr is not None:
+        stages.append(OcrStage(recipe.ocr, recipe.frames))
+    return stages
+
+
+def caption_stages(recipe: CurateRecipe) -> list[Stage]:
+    """What writes captions, and says how well they fit: after everything else, for what is left."""
+    from kinema.curation.captions.stage import CaptionStage
+    from kinema.curation.scoring.clip_scores import MatchStage
+
+    stages: list[Stage] = []
+    if recipe.caption is not None:
+        if recipe.caption.frames > recipe.frames.count:
+            raise ConfigError(
+                f"caption.frames is {recipe.caption.frames}, but only {recipe.frames.count} frames "
+                "of a clip are kept",
+                where="caption.frames",
+                hint=f"frames.count={recipe.caption.frames}",
+            )
+        stages.append(CaptionStage(recipe.caption, recipe.frames))
+    if recipe.match is not None:
+        stages.append(MatchStage(recipe.match, recipe.frames))
+    return stages

@@ -147,7 +147,8 @@ def _print(result: ImportReport, output: Path) -> None:
         reused = f", {result.reused:,} files known from an earlier run" if result.reused else ""
         print(f"{output}: {result.rows:,} clips {of}{reused}")
     else:
-        print(f"{output}: {result.rows:,} cuts in {result.videos:,} videos {of}")
+        videos = f"{result.videos:,} video{'' if result.videos == 1 else 's'}"
+        print(f"{output}: {result.rows:,} cuts in {videos} {of}")
     if result.text_column is None:
         print("captions: none in the table (kinema curate can write them)")
     else:

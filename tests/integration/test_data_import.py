@@ -107,7 +107,7 @@ def test_a_cut_list_and_its_report(
     command += "cuts.parquet --report r.jsonl"
     assert kinema(monkeypatch, command) == 0
     told = capsys.readouterr().out
-    assert "cuts.parquet: 2 cuts in 1 videos" in told
+    assert "cuts.parquet: 2 cuts in 1 video of Panda-70M" in told
     assert "next: kinema curate cuts.parquet -o FOLDER" in told
     reasons = [json.loads(line)["reason"] for line in Path("r.jsonl").read_text().splitlines()]
     assert sorted(reasons) == ["bad_row", "bad_time", "no_file", "no_row"]

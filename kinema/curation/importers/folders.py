@@ -13,7 +13,7 @@ from kinema.config.errors import KinemaError
 from kinema.curation.importers.columns import as_text, text_array
 from kinema.curation.importers.dataset import Request
 from kinema.curation.importers.findings import Findings
-from kinema.curation.importers.source_tables import read_source
+from kinema.curation.importers.source_tables import plain_column, read_source
 from kinema.data.captions import MAX_SIDECAR_BYTES
 from kinema.data.find_media import find_media
 
@@ -248,20 +248,8 @@ def flat_json(data: bytes, name: str, findings: Findings) -> dict[str, Any]:
 def table_of(rows: list[dict[str, Any]]) -> pa.Table:
     """Rows as columns: numbers where all values are, else text."""
     names = list(dict.fromkeys(name for row in rows for name in row))[:MAX_JSON_COLUMNS]
-    columns: dict[str, Any] = {}
-    for name in dict.fromkeys([*names, *(n for n in ("file", "key", "caption"))]):
-        values = [row.get(name) for row in rows]
-        if all(v is None or (isinstance(v, int | float)) for v in values) and name != "caption":
-            columns[name] = pa.array([None if v is None else float(v) for v in values])
-        else:
-            columns[name] = pa.array(
-                [
-                    v if isinstance(v, str) or v is None else json.dumps(v, ensure_ascii=False)
-                    for v in values
-                ],
-                pa.large_string(),
-            )
-    return pa.table(columns)
+    names = list(dict.fromkeys([*names, "file", "key", "caption"]))
+    return pa.table({name: plain_column([row.get(name) for row in rows]) for name in names})
 
 
 def _small(path: Path, limit: int, findings: Findings) -> bytes | None:

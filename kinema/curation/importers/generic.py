@@ -104,7 +104,8 @@ def load_hugging_face(request: Request, findings: Findings) -> pa.Table:
 def _metadata(path: Path, root: Path, request: Request, findings: Findings) -> pa.Table:
     """`file_name` counts from the metadata's own folder."""
     table = read_source(path, findings, encoding=request.encoding)
-    for name in ("file_name", "file", "video", "path"):
+    names = ("file_name", "file", "video", "path", "video_path")
+    for name in (request.path_column,) if request.path_column else names:
         if name in table.column_names:
             below = path.parent.relative_to(root)
             prefix = "" if str(below) == "." else f"{below}/"

@@ -119,18 +119,21 @@ def as_rows(data: Any, path: Path) -> pa.Table:
     if isinstance(data, dict) and all(isinstance(value, list) for value in data.values()):
         lengths = {len(value) for value in data.values()}
         if len(lengths) == 1 and data:  # columns instead of rows
-            return pa.table({str(name): _column(values) for name, values in data.items()})
+            return pa.table({str(name): plain_column(values) for name, values in data.items()})
     if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
         raise KinemaError(
             f"is not a list of JSON objects but {_kind(data)}", where=str(path), hint=HINT
         )
     names = list(dict.fromkeys(str(name) for row in data for name in row))
-    return pa.table({name: _column([row.get(name) for row in data]) for name in names})
+    return pa.table({name: plain_column([row.get(name) for row in data]) for name in names})
 
 
-def _column(values: Sequence[Any]) -> Any:
+def plain_column(values: Sequence[Any]) -> pa.Array:
+    """Values of JSON as a column: whole numbers, real ones, or text; the rest as JSON text."""
     kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int, float}:
+    if kinds == {int} and all(abs(value or 0) < 2**63 for value in values):
+        return pa.array(values, pa.int64())  # an id as a real number would lose its last digits
+    if kinds and kinds <= {int, float}:
         return pa.array([None if v is None else float(v) for v in values], pa.float64())
     return pa.array(
         [

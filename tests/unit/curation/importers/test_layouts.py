@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,21 @@ def test_absolute_paths_and_json(tmp_path: Path, clips: list[Path]) -> None:
     table = published.write_json(tmp_path / "list.json", data)
     _, rows = run("csv", tmp_path, table)
     assert [row["path"] for row in rows] == [str(clip) for clip in clips]
+
+
+def test_compressed_tables_and_long_numbers(tmp_path: Path, clips: list[Path]) -> None:
+    number = 9_007_199_254_740_993  # the first that a real number cannot hold
+    published.put(clips[0], tmp_path / f"{number}.mp4")
+    line = json.dumps({"id": number, "text": "x", "score": 1})
+    with gzip.open(tmp_path / "t.jsonl.gz", "wt") as file:
+        file.write(line + "\n{broken\n")
+    report, rows = run("csv", tmp_path, tmp_path / "t.jsonl.gz")
+    assert rows[0]["path"] == f"{number}.mp4"
+    assert report.findings.counts() == {"bad_row": 1}
+    with gzip.open(tmp_path / "t.csv.gz", "wt") as file:
+        file.write(f"id,text\n{number},from CSV\n")
+    _, rows = run("csv", tmp_path, tmp_path / "t.csv.gz")
+    assert rows[0]["text"] == "from CSV"
 
 
 def find(folder: Path, *keys: str, unique_names: bool = False) -> list[str]:

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from kinema.config.errors import KinemaError
 from kinema.data.manifest import Manifest
+from kinema.serving.browse.columns import bin_counts, bin_edges, kind, plain
 from kinema.serving.browse.edits import Edits
 
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.int64]
 
 SHOW = ("kept", "dropped", "all")
-BINS = 40
 VALUES = 200
 """Different values of a text column that are counted."""
 REMEMBERED = 48
@@ -265,9 +265,9 @@ class ClipTable:
         column = self.table.column("text") if lower is None else lower
         mask = np.ones(len(self), bool)
         for word in words(text):
-            found = pc.match_substring(
-                column, word if lower is None else word.lower(), ignore_case=lower is None
-            )
+            if lower is not None:
+                word = pc.utf8_lower(word).as_py()
+            found = pc.match_substring(column, word, ignore_case=lower is None)
             mask &= found.to_numpy(zero_copy_only=False)
         return mask
 
@@ -349,8 +349,8 @@ class ClipTable:
         edges = bin_edges(shown)
         return result | {
             "edges": edges.tolist(),
-            "all": _counts(shown, edges),
-            "chosen": _counts(values[chosen & finite], edges),
+            "all": bin_counts(shown, edges),
+            "chosen": bin_counts(values[chosen & finite], edges),
             "least": float(shown.min()),
             "greatest": float(shown.max()),
         }
@@ -378,54 +378,6 @@ def words(search: str) -> list[str]:
     for place, part in enumerate(parts):
         found += [part] if place % 2 else part.split()
     return [word for word in found if word]
-
-
-def bin_edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Edges of a histogram: one bin per whole number where there are few, else BINS equal ones.
-
-    Where a few far values would squeeze the others into one bin, edges span the middle 99 %.
-    """
-    low, high = float(values.min()), float(values.max())
-    inner = np.percentile(values, (0.5, 99.5))
-    if high - low > 4 * (inner[1] - inner[0]) > 0:
-        low, high = float(inner[0]), float(inner[1])
-    if high - low < BINS and (values == np.floor(values)).all():
-        return np.arange(low, high + 2) - 0.5
-    if high <= low:
-        half = max(abs(low), 1.0) / 2
-        return np.array([low - half, low + half])
-    return np.linspace(low, high, BINS + 1)
-
-
-def _counts(values: NDArray[np.float64], edges: NDArray[np.float64]) -> list[int]:
-    counts: list[int] = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0].tolist()
-    return counts
-
-
-def kind(of: pa.DataType) -> str:
-    """What the page takes a column for."""
-    if pa.types.is_dictionary(of):
-        of = of.value_type
-    if pa.types.is_integer(of) or pa.types.is_floating(of) or pa.types.is_decimal(of):
-        return "number"
-    if pa.types.is_boolean(of):
-        return "bool"
-    if pa.types.is_string(of) or pa.types.is_large_string(of) or of == pa.string_view():
-        return "text"
-    return "other"
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it: no NaN, nothing but text, numbers and lists of them."""
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    return str(value)
 
 
 def _number(value: Any) -> float | None:

@@ -13,8 +13,9 @@ import pytest
 
 from kinema.config.errors import KinemaError
 from kinema.data.manifest import Manifest
+from kinema.serving.browse.columns import bin_edges
 from kinema.serving.browse.edits import Edits
-from kinema.serving.browse.query import ClipTable, Query, bin_edges, words
+from kinema.serving.browse.query import ClipTable, Query, words
 
 N = 400
 
@@ -57,6 +58,7 @@ def asked(**values: Any) -> Query:
         ({"show": "dropped"}, lambda r: bool(r["dropped_by"])),
         ({"show": "all"}, lambda r: True),
         ({"search": "RED"}, lambda r: not r["dropped_by"] and "red" in r["text"].lower()),
+        ({"search": "İSTANBUL"}, lambda r: not r["dropped_by"] and "İstanbul" in r["text"]),
         ({"search": '"shape number 1" 2'},
          lambda r: not r["dropped_by"] and "shape number 1" in r["text"] and "2" in r["text"]),
         ({"show": "all", "ranges": {"aesthetic": [4.5, 5.5]}},

@@ -87,9 +87,6 @@ class CutStage:
         return self.time_limit + 3.0 * size * float(row.get("duration") or 0)
 
     def open(self, places: Places) -> Work:
-        import cv2
-
-        cv2.setNumThreads(1)
         stage = self
 
         def work(rows: Sequence[Row]) -> list[Result]:

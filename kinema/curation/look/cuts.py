@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from kinema.config.errors import KinemaError
 from kinema.curation.config import ScenesConfig
 from kinema.curation.look.analyzer import Signal
+from kinema.curation.look.packages import scenedetect
 from kinema.curation.look.scenes import FLASH_FRAMES, reaches
 
 VERSION = 1
@@ -76,13 +76,9 @@ def cuts_of(signals: Mapping[str, Signal], config: ScenesConfig, fps: float) -> 
 
 def hard_cuts(signals: Mapping[str, Signal], config: ScenesConfig, fps: float) -> list[int]:
     """First frames after hard cuts, as PySceneDetect's detectors decide; ascending."""
-    try:
-        from scenedetect import FrameTimecode
-        from scenedetect.detectors import AdaptiveDetector, ContentDetector
-    except ImportError:
-        raise KinemaError(
-            "finding scenes needs the package scenedetect", hint="pip install 'kinema[curate]'"
-        ) from None
+    scenedetect()
+    from scenedetect import FrameTimecode
+    from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
     scores = content_scores(signals, config)
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from kinema.curation.config import HashConfig, MotionConfig, QualityConfig, ScenesConfig
 from kinema.curation.files import new_file
 from kinema.curation.look.analyzer import SMALL
+from kinema.curation.look.packages import opencv
 from kinema.curation.stage import Bad, Found, Part, Places, Result, Row, Work
 from kinema.media.errors import MediaError
 from kinema.media.stores import Place
@@ -52,6 +53,7 @@ class LookStage:
 
     @property
     def parts(self) -> Sequence[Part]:
+        opencv()
         from kinema.curation.look import probe
 
         parts = [Part("probe", probe.COLUMNS, {"version": probe.VERSION})]
@@ -69,9 +71,7 @@ class LookStage:
         return source_limit_s(self.time_limit, row)
 
     def open(self, places: Places) -> Work:
-        import cv2
-
-        cv2.setNumThreads(1)  # one core per worker
+        opencv()
         stage = self
 
         def work(rows: Sequence[Row]) -> list[Result]:

@@ -19,6 +19,7 @@ from kinema.curation.config import (
     QualityConfig,
     ScenesConfig,
 )
+from kinema.curation.look.packages import opencv, scenedetect
 from kinema.curation.stage import Bad, Part, Places, Result, Row, Work, row_id
 from kinema.media.stores import read_bytes
 
@@ -62,6 +63,7 @@ class SegmentStage:
 
     @property
     def parts(self) -> Sequence[Part]:
+        opencv()
         from kinema.curation.look import cuts, hashes, motion, quality
 
         made_by: dict[str, Any] = {
@@ -84,6 +86,9 @@ class SegmentStage:
         return 60.0 + 0.01 * (row.get("num_frames") or 0)
 
     def open(self, places: Places) -> Work:
+        opencv()
+        if self.scenes is not None and self.scenes.detector != "none":
+            scenedetect()
         stage = self
 
         def work(rows: Sequence[Row]) -> list[Result]:

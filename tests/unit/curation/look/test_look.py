@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from kinema.config.errors import KinemaError
 from kinema.curation.config import ScenesConfig
 from kinema.curation.look.look import LookStage, watch
-from kinema.curation.look.segment import read_signals
+from kinema.curation.look.segment import SegmentStage, read_signals
 from kinema.curation.stage import Bad, Places, Row
 from kinema.media.probe import probe
 from kinema.media.read import iter_frames
@@ -199,3 +201,14 @@ def test_long_sources_get_more_time() -> None:
     assert stage.time_limit_s({"duration": 7200.0}) == 10.0 + 3 * 7200
     assert stage.time_limit_s({"file_size": 4_000_000_000}) > 3 * 7200
     assert stage.time_limit_s({}) == 10.0
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scenedetect", None)
+    with pytest.raises(KinemaError, match=r"finding scenes needs the package scenedetect") as told:
+        SegmentStage().open(Places.below("out"))
+    assert "kinema[curate]" in str(told.value)
+    SegmentStage(scenes=None).open(Places.below("out"))
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(KinemaError, match="opencv-python-headless"):
+        _ = LookStage().parts

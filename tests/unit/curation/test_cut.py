@@ -27,11 +27,11 @@ from tests.unit.media.clips import write_clip
 SHORT = ScenesConfig(min_s=0.2)
 
 
-def _clips(out: Path, path: Path, cuts: list[list[float]] | None = None) -> list[Row]:
+def _clips(out: Path | str, path: Path | str, cuts: list[list[float]] | None = None) -> list[Row]:
     """Rows of a source's clips, as the stages before give them."""
     places = Places.below(str(out))
     look = LookStage()
-    row: Row = {"id": row_id(path.name), "state": "1", "path": str(path),
+    row: Row = {"id": row_id(str(path)), "state": "1", "path": str(path),
                 "todo": [part.name for part in look.parts]}  # fmt: skip
     if cuts is not None:
         row["_cuts"] = json.dumps([[*cut, ""] for cut in cuts])
@@ -50,7 +50,11 @@ def _clips(out: Path, path: Path, cuts: list[list[float]] | None = None) -> list
 
 
 def _cut(
-    out: Path, row: Row, frames: FramesConfig | None = None, todo: tuple[str, ...] = (), **cut: Any
+    out: Path | str,
+    row: Row,
+    frames: FramesConfig | None = None,
+    todo: tuple[str, ...] = (),
+    **cut: Any,
 ) -> dict[str, Any]:
     stage = CutStage(CutConfig(**{"preset": "veryfast", **cut}), frames or FramesConfig())
     names = [part.name for part in stage.parts]
@@ -321,3 +325,18 @@ def test_time_limits_grow_with_length_and_size() -> None:
     stage = CutStage(time_limit=60.0)
     assert stage.time_limit_s({"duration": 10.0, "resolution": 1280 * 720}) == 90.0
     assert stage.time_limit_s({"duration": 10.0, "resolution": 3840 * 2160}) == 60 + 270
+
+
+@pytest.mark.parametrize("mode", ["encode", "copy"])
+def test_sources_and_clips_in_a_store(tmp_path: Path, mode: str) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    local = write_clip(tmp_path / "a.mkv", scene(9, 60, speed=3.0), crf="20", g="10")
+    store = f"memory://{tmp_path.name}-{mode}"
+    with fsspec.open(f"{store}/in/a.mkv", "wb") as file:
+        file.write(local.read_bytes())
+    (row,) = _clips(f"{store}/out", f"{store}/in/a.mkv", cuts=[[0.0, 1.6]])
+    found = _cut(f"{store}/out", row, mode=mode)
+    written = read_frames(f"{store}/out/{found['cut']['path']}")
+    assert len(written) == found["cut"]["num_frames"] > 30
+    assert _differ(written[0], read_frames(local, [0])[0]) < 3
+    assert len(read_strip(f"{store}/out/{found['frames']['frames']}", 3)) == 3

@@ -340,3 +340,17 @@ def test_sources_and_clips_in_a_store(tmp_path: Path, mode: str) -> None:
     assert len(written) == found["cut"]["num_frames"] > 30
     assert _differ(written[0], read_frames(local, [0])[0]) < 3
     assert len(read_strip(f"{store}/out/{found['frames']['frames']}", 3)) == 3
+
+
+def test_a_file_that_changes_its_size(tmp_path: Path) -> None:
+    small = write_clip(tmp_path / "a.ts", scene(1, 25, 96, 160), bf="0")
+    large = scene(1, 25, 192, 320)
+    later = write_clip(tmp_path / "b.ts", large, times=[512 * t for t in range(25, 50)], bf="0")
+    path = tmp_path / "both.ts"
+    path.write_bytes(small.read_bytes() + later.read_bytes())
+    row = _clips(tmp_path, path)[-1]
+    assert row["start_frame"] == 25
+    found = _cut(tmp_path, row)
+    written = read_frames(_file(tmp_path, found))
+    assert written.shape == (25, 96, 160, 3)
+    assert _differ(written[0], large[0].reshape(96, 2, 160, 2, 3).mean((1, 3))) < 5

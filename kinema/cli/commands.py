@@ -11,6 +11,7 @@ MODULES = (
     "doctor",
     "models",
     "weights",
+    "curate",
     "data",
     "plan",
     "text",

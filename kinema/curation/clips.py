@@ -24,7 +24,7 @@ SOURCE_FACTS = (
 )
 """What a clip has of its own; the source's becomes `source_codec` and so on."""
 PASSED_ON = ("codec", "bit_rate", "rotation", "audio", "variable_rate", "width", "height", "fps")
-NOT_PASSED_ON = ("name", "text", "damaged", "_clips", "_cuts")
+NOT_PASSED_ON = ("name", "text", "damaged", "clips", "no_clips", "_clips", "_cuts")
 TYPES = {
     "id": pa.large_string(),
     "state": pa.large_string(),

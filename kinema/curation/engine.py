@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kinema.curation.executor import Executor, Task
+from kinema.curation.executor import Executor, Task, merged
 from kinema.curation.stage import Bad, Part, Places, Row, Stage, result_key
 from kinema.curation.store import ResultStore
 from kinema.telemetry.progress import Progress
@@ -109,7 +109,8 @@ def run_stages(
             one.computed += 1
             one.worker_s += done.seconds
             one.wall_s = time.monotonic() - start
-            one.video_hours += float(done.row.get("duration") or 0) / 3600
+            known = merged(done.row, done.result)
+            one.video_hours += float(known.get("duration") or 0) / 3600
             if call.ended(done.number, done.stage):
                 bar.advance(note=_bottleneck(stats, call.behind))
     return call.report(stats)

@@ -30,6 +30,9 @@ GIVEN_BY = {
 }
 """Column -> what to switch on in the recipe to have it."""
 
+STAYS = frozenset({"duration", "num_frames", "fps"})
+"""What cutting a clip states anew, but for rounding as it was proposed."""
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -81,15 +84,14 @@ class Rules:
                     hint=hint,
                 )
 
-    def now(self, table: pa.Table, later: Sequence[Stage], but: Collection[str] = ()) -> list[Rule]:
+    def now(self, table: pa.Table, later: Sequence[Stage]) -> list[Rule]:
         """The rules that can be decided on already.
 
         Args:
             later: stages still to come: what they give, or give anew, is not looked at.
-            but: further columns that are still to change.
         """
-        pending = {name for stage in later for part in stage.parts for name in part.columns}
-        known = set(table.column_names) - pending - set(but)
+        given = {name for stage in later for part in stage.parts for name in part.columns}
+        known = set(table.column_names) - (given - STAYS)
         return [rule for rule in self.rules if rule.columns <= known]
 
     def apply(self, table: pa.Table) -> FilterResult:

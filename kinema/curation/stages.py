@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kinema.config.errors import ConfigError
+from kinema.curation.clips import PASSED_ON
 from kinema.curation.config import CurateRecipe
 from kinema.curation.stage import Stage
 
@@ -64,3 +65,30 @@ def caption_stages(recipe: CurateRecipe) -> list[Stage]:
     if recipe.match is not None:
         stages.append(MatchStage(recipe.match, recipe.frames))
     return stages
+
+
+BASE_COLUMNS = (
+    "path", "text", "num_frames", "height", "width", "aspect_ratio", "fps", "resolution",
+    "file_size", "duration", "source", "source_name", "source_id", "start_frame", "end_frame",
+    "start_s", "end_s", "whole", *(f"source_{name}" for name in PASSED_ON),
+)  # fmt: skip
+"""What every clip has."""
+
+
+def column_names(recipe: CurateRecipe) -> set[str]:
+    """All columns that clips will have, but for those of `dedup`. Looks at no model's files."""
+    from kinema.curation import cut
+    from kinema.curation.captions.answers import columns_of
+    from kinema.curation.captions.prompts import template_of
+    from kinema.curation.look import hashes, motion, quality
+
+    names = {*BASE_COLUMNS, *cut.COLUMNS, "frames", "frames_count"}
+    for name, module in (("motion", motion), ("quality", quality), ("hashes", hashes)):
+        if getattr(recipe, name) is not None:
+            names |= set(module.COLUMNS)
+    names |= {n for n in ("aesthetic", "nsfw", "watermark", "match") if getattr(recipe, n)}
+    if recipe.ocr is not None:
+        names |= {"ocr_boxes", "ocr_area", "ocr_text"}
+    if recipe.caption is not None:
+        names |= set(columns_of(template_of(recipe.caption.prompt), recipe.caption))
+    return {name for name in names if not name.startswith("_")}

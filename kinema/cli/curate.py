@@ -1,0 +1,229 @@
+"""`kinema curate`: raw videos to clips with captions, scores and a manifest."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from kinema.cli.overrides import FREE
+
+if TYPE_CHECKING:
+    from kinema.curation.config import CurateRecipe
+    from kinema.curation.executor import Executor
+    from kinema.curation.pipeline import Outcome
+
+_OVERRIDE = re.compile(r"(--)?[A-Za-z_][\w.]*=")
+SHOWN = 8
+"""Refused files to name on the screen; refused.jsonl has all."""
+
+
+class _RunByDefault(TyperGroup):
+    """`kinema curate VIDEOS -o OUT` is `kinema curate run VIDEOS -o OUT`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See `click.Group`."""
+        first = next((arg for arg in args if not arg.startswith("-")), None)
+        if args and first not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+curate_app = typer.Typer(
+    cls=_RunByDefault,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Raw videos to clips, scores, captions and a manifest: kinema curate VIDEOS -o OUT.",
+)
+
+RecipeName = Annotated[
+    str, typer.Option("--recipe", help="Recipe of curation: a name (curate/...) or a file.")
+]
+Workers = Annotated[
+    int, typer.Option(min=1, show_default="all cores", help="Processes for CPU stages.")
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(help="Run on a Ray cluster: its address (HOST:PORT, auto), or local."),
+]
+DataRoot = Annotated[
+    str | None,
+    typer.Option(help="Folder that paths in lists and tables are below (default: their own)."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    from kinema.cli import curate_stages  # its commands join `curate_app`
+
+    assert curate_stages
+    app.add_typer(curate_app, name="curate")
+
+
+@curate_app.command(context_settings=FREE)
+def run(
+    context: typer.Context,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT... [KEY=VALUE...]",
+            help="Folders, videos, lists (.txt), tables (.csv, .parquet), URLs of stores; and "
+            "changes to the recipe.",
+        ),
+    ],
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="Folder (or URL) for clips and manifest.")
+    ],
+    recipe: RecipeName = "curate/default",
+    captions: Annotated[
+        str | None,
+        typer.Option(help="Table of captions of whole videos. Default: .txt files beside them."),
+    ] = None,
+    data_root: DataRoot = None,
+    workers: Workers = os.cpu_count() or 1,
+    ray: Ray = None,
+    report: Annotated[bool, typer.Option(help="Write OUT/report.html at the end.")] = True,
+) -> None:
+    """Find, cut, score, compare, caption and filter clips; write OUT/manifest.parquet.
+
+    The same command goes on where it was stopped. With other rules or further stages only what is
+    missing is worked out.
+    """
+    from kinema.curation.pipeline import curate
+
+    given, overrides = split_overrides([*inputs, *context.args])
+    found = read_recipe(recipe, overrides)
+    executor = open_executor(workers, ray)
+    try:
+        outcome = curate(
+            given,
+            output,
+            found,
+            executor=executor,
+            recipe_name=recipe,
+            captions=captions,
+            data_root=data_root,
+            say=_note,
+        )
+    except KeyboardInterrupt:
+        typer.echo("interrupted: the same command again continues from here", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        executor.close()
+    if report:
+        from kinema.curation.report import write_report
+
+        write_report(output)
+    _print(outcome, output, report)
+    if outcome.stopped is not None:
+        raise outcome.stopped
+    if outcome.kept == 0:
+        typer.echo("error: the rules drop every clip", err=True)
+        raise typer.Exit(1)
+
+
+@curate_app.command(name="report")
+def report_(
+    output: Annotated[str, typer.Argument(metavar="OUT", help="Folder of a curation run.")],
+    seed: Annotated[int, typer.Option(help="Of the random samples.")] = 0,
+) -> None:
+    """Write OUT/report.html anew: the funnel, scores, samples, captions, times and costs."""
+    from kinema.curation.report import write_report
+
+    print(write_report(output, seed=seed))
+
+
+def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """Inputs and changes to the recipe, which may stand in any order."""
+    given, overrides = [], []
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        if word.startswith("--"):
+            overrides.append(word)
+            if "=" not in word and words:
+                overrides.append(words.pop(0))
+        elif _OVERRIDE.match(word) and not Path(word).exists():
+            overrides.append(word)
+        else:
+            given.append(word)
+    return given, overrides
+
+
+def read_recipe(name: str, overrides: list[str]) -> CurateRecipe:
+    """A recipe of curation with changes."""
+    from kinema.config.recipe import load_recipe
+    from kinema.curation.config import CurateRecipe
+
+    return load_recipe(name, CurateRecipe, overrides)
+
+
+def open_executor(workers: int, ray: str | None) -> Executor:
+    """What runs the stages."""
+    if ray is not None:
+        from kinema.curation.ray_cluster import RayExecutor
+
+        return RayExecutor(ray)
+    from kinema.curation.local import LocalExecutor
+
+    return LocalExecutor(workers)
+
+
+def _note(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _print(outcome: Outcome, output: str, report: bool) -> None:
+    from kinema.telemetry.progress import format_duration
+
+    print_stages(outcome.summary.stages)
+    if outcome.refused:
+        print_refused(outcome.refused)
+    print_rules(outcome)
+    hours = format_duration(outcome.hours * 3600)
+    print(
+        f"{output}/manifest.parquet: {outcome.kept:,} of {outcome.clips:,} clips kept "
+        f"({hours} of video), from {outcome.readable:,} of {outcome.sources:,} videos"
+    )
+    if report:
+        print(f"{output}/report.html")
+
+
+def print_stages(stages: Any) -> None:
+    """A table: what each stage did and how fast."""
+    print(f"{'stage':<24}{'rows':>9}{'known':>9}{'bad':>6}{'rows/s':>9}{'video h/core h':>16}")
+    for stage in stages:
+        rate = f"{stage.computed / stage.worker_s:,.3g}" if stage.worker_s else "-"
+        speed = (
+            f"{stage.video_hours * 3600 / stage.worker_s:,.3g}"
+            if stage.worker_s and stage.video_hours
+            else "-"
+        )
+        print(
+            f"{stage.name:<24}{stage.computed:>9,}{stage.recalled:>9,}{stage.bad:>6,}"
+            f"{rate:>9}{speed:>16}"
+        )
+
+
+def print_refused(refused: list[dict[str, str]]) -> None:
+    """The first of what gave nothing, and how many for each reason."""
+    from collections import Counter
+
+    counts = Counter(item["reason"] for item in refused)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
+    print(f"left out: {len(refused)} ({reasons})")
+    for item in refused[:SHOWN]:
+        print(f"  {item['path']}: {item['message']}")
+    if len(refused) > SHOWN:
+        print(f"  and {len(refused) - SHOWN} more, in refused.jsonl")
+
+
+def print_rules(outcome: Outcome) -> None:
+    """What each rule dropped."""
+    for count in outcome.verdict.counts:
+        print(f"dropped {count.first:,} (alone {count.alone:,}): {count.rule.text}")
+    for reason, rows in outcome.verdict.others.items():
+        print(f"dropped {rows:,}: {reason}")

@@ -1,0 +1,3 @@
+"""`kinema curate STAGE`: one stage alone, over a manifest or over raw videos."""
+
+from __future__ import annotations

@@ -15,9 +15,6 @@ from av import VideoFrame
 from kinema.curation.picture import Shape
 from kinema.media.frame_index import FrameIndex
 
-_BT709 = 1
-_LIMITED = 1
-
 
 @dataclass(frozen=True)
 class Timing:
@@ -69,7 +66,7 @@ def encode(
     preset: str,
     gop: int,
 ) -> None:
-    """Write an H.264 mp4 (yuv420p, BT.709, index in front), one frame at a time.
+    """Write an H.264 mp4 (yuv420p, index in front), one frame at a time.
 
     The same frames give the same bytes.
 
@@ -90,9 +87,11 @@ def encode(
         context.gop_size = gop
         # x264's bytes depend on its number of threads (see kinema.media.write).
         context.thread_count = 1
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = _LIMITED
         for number, picture in enumerate(_in_time(frames, timing, shape)):
+            if number == 0:
+                context.colorspace, context.color_range = picture.colorspace, picture.color_range
+                context.color_primaries = picture.color_primaries
+                context.color_trc = picture.color_trc
             picture.pts, picture.time_base = number, 1 / timing.rate
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))

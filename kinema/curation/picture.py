@@ -1,4 +1,4 @@
-"""From a decoded frame to the picture of a clip: upright, without borders, yuv420p in BT.709."""
+"""From a decoded frame to the picture of a clip: upright, without borders, yuv420p."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from av import VideoFrame
 from av.video.frame import PictureType
 
-_BT709 = 1
 _LIMITED = 1
+_TAGS = "colorspace", "color_range", "color_primaries", "color_trc"
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,10 @@ class Shape:
         )
 
     def apply(self, frame: VideoFrame) -> VideoFrame:
-        """The picture, without a time of its own."""
+        """The picture, without a time of its own. yuv420p of limited range keeps its values and
+        what they mean (also where the file does not say); everything else becomes BT.709."""
         turns = round(frame.rotation / 90) % 4
-        if frame.format.name != "yuv420p" or not _is_bt709(frame):
+        if frame.format.name != "yuv420p" or int(frame.color_range) not in (0, _LIMITED):
             made = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
         else:
             made = frame
@@ -93,9 +94,6 @@ class Shape:
         made = VideoFrame.from_ndarray(
             np.concatenate(parts).reshape(height * 3 // 2, width), format="yuv420p"
         )
-        made.colorspace, made.color_range = _BT709, _LIMITED
+        for tag in _TAGS:
+            setattr(made, tag, getattr(frame, tag))
         return made
-
-
-def _is_bt709(frame: VideoFrame) -> bool:
-    return int(frame.colorspace) == _BT709 and int(frame.color_range) in (0, _LIMITED)

@@ -116,7 +116,6 @@ def test_written_clips_play_anywhere_and_are_always_the_same(tmp_path: Path) -> 
     with av.open(str(file)) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
-        assert (stream.codec_context.colorspace, stream.codec_context.color_range) == (1, 1)
         assert not container.streams.audio
     assert gop_of(packet_index(file)) == 12
     assert _file(tmp_path, _cut(tmp_path, row, whole="encode", gop=12)).read_bytes() == content
@@ -135,10 +134,32 @@ def test_colours_stay(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mkv", frames, codec="ffv1", pix_fmt="bgr0")
     (row,) = _clips(tmp_path, path)
     found = _cut(tmp_path, row, whole="encode", crf=6)
+    with av.open(str(_file(tmp_path, found))) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.colorspace, context.color_range) == (1, 1)  # BT.709, limited
     written = read_frames(_file(tmp_path, found))
     assert np.abs(written[5, 48, 10::20].astype(int) - colours).max() <= 3
     strip = read_strip(tmp_path / found["frames"]["frames"], 3)
     assert np.abs(strip[1][48, 10::20].astype(int) - colours).max() <= 4
+
+
+@pytest.mark.parametrize("matrix", [1, 2, 6])
+def test_yuv_keeps_its_values_and_what_they_mean(tmp_path: Path, matrix: int) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        stream.codec_context.colorspace = matrix
+        for picture in scene(1, 20, 64, 96):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (row,) = _clips(tmp_path, path)
+    file = _file(tmp_path, _cut(tmp_path, row, whole="encode", crf=1))
+    with av.open(str(path)) as before, av.open(str(file)) as after:
+        for one, two in zip(before.decode(video=0), after.decode(video=0), strict=True):
+            assert int(two.colorspace) == int(one.colorspace) == matrix
+            assert np.abs(one.to_ndarray().astype(int) - two.to_ndarray()).max() <= 3
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])

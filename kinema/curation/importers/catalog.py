@@ -70,7 +70,6 @@ def load_panda(request: Request, findings: Findings) -> pa.Table:
         table,
         ("caption", "matching_score", "desirable_filtering"),
         times="timestamp",
-        scalars=(),
         label="videoID",
         findings=findings,
     )

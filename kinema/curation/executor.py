@@ -54,8 +54,8 @@ class Executor(Protocol):
         self, stages: Sequence[Stage], tasks: Iterator[Task], places: Places
     ) -> Iterator[Done]:
         """Take tasks as there is room for them, and yield every stage's results as they come, those
-        of one row in the order of the stages. A row that a stage answered with `Bad` for all that
-        it was asked goes no further.
+        of one row in the order of the stages. A row that a stage answered with `Bad` goes no
+        further.
 
         A worker that dies or hangs costs no row: its batch is run again, then row by row, and only
         the row that does it again is `Bad`.
@@ -69,8 +69,8 @@ class Executor(Protocol):
 
 
 def is_bad(result: Result) -> bool:
-    """Whether nothing was found of what was asked for."""
-    return bool(result) and all(isinstance(found, Bad) for found in result.values())
+    """Whether a row goes no further: a part of it has no result."""
+    return any(isinstance(found, Bad) for found in result.values())
 
 
 def merged(row: Row, result: Result) -> Row:

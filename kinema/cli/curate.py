@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,10 @@ from kinema.cli.overrides import FREE
 
 if TYPE_CHECKING:
     from kinema.curation.config import CurateRecipe
+    from kinema.curation.engine import StageStats
     from kinema.curation.executor import Executor
     from kinema.curation.pipeline import Outcome
+    from kinema.curation.report import StageSummary
 
 _OVERRIDE = re.compile(r"(--)?[A-Za-z_][\w.]*=")
 SHOWN = 8
@@ -192,7 +195,7 @@ def _print(outcome: Outcome, output: str, report: bool) -> None:
         print(f"{output}/report.html")
 
 
-def print_stages(stages: Any) -> None:
+def print_stages(stages: Sequence[StageStats | StageSummary]) -> None:
     """A table: what each stage did and how fast."""
     print(f"{'stage':<24}{'rows':>9}{'known':>9}{'bad':>6}{'rows/s':>9}{'video h/core h':>16}")
     for stage in stages:

@@ -81,9 +81,9 @@ class CutConfig:
     """Pixels of the shorter side at most; larger clips are scaled down."""
     letterbox: Literal["keep", "crop"] = "crop"
     """What becomes of black borders that `quality` found."""
-    whole: Literal["keep", "encode"] = "keep"
-    """What becomes of a file that is one clip from beginning to end: used where it is, or written
-    anew."""
+    whole: Literal["keep", "encode"] = "encode"
+    """What becomes of a file that is one clip from beginning to end: written anew as well, or used
+    where it is (clips of a data set that somebody cut before)."""
 
 
 @settings

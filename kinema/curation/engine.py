@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,7 +103,7 @@ def run_stages(
     stats = [StageStats(s.name, s.gpu, executor.workers(s)) for s in stages]
     start = time.monotonic()
     with Progress(label, total=table.num_rows, unit="row") as bar:
-        for done in executor.stream(stages, call.tasks(bar, stats), places):
+        for done in executor.stream(stages, call.tasks(bar.advance, stats), places):
             one = stats[done.stage]
             call.keep(done.stage, done.number, done.row, done.result, one)
             one.computed += 1
@@ -113,6 +113,15 @@ def run_stages(
             one.video_hours += float(known.get("duration") or 0) / 3600
             if call.ended(done.number, done.stage):
                 bar.advance(note=_bottleneck(stats, call.behind))
+    return call.report(stats)
+
+
+def recall(stages: Sequence[Stage], table: pa.Table, store: ResultStore) -> StagesReport:
+    """What is known of rows without finding anything: as `run_stages`, null for the rest."""
+    call = _Call(stages, table, store)
+    stats = [StageStats(stage.name, stage.gpu) for stage in stages]
+    for _ in call.tasks(lambda: None, stats):
+        pass
     return call.report(stats)
 
 
@@ -148,8 +157,12 @@ class _Call:
         self.behind: Counter[int] = Counter()
         """Stage -> rows under way that it has not answered."""
 
-    def tasks(self, bar: Progress, stats: list[StageStats]) -> Iterator[Task]:
-        """The rows for which something is missing, in the order of the table."""
+    def tasks(self, known: Callable[[], None], stats: list[StageStats]) -> Iterator[Task]:
+        """The rows for which something is missing, in the order of the table.
+
+        Args:
+            known: called for each of the others.
+        """
         for first in range(0, self._table.num_rows, CHUNK):
             chunk = self._table.slice(first, CHUNK)
             rows: list[Row] = chunk.to_pylist()
@@ -161,7 +174,7 @@ class _Call:
                 self._look_up(number, parts, first, rows, todo, unsure, alive, stats[number])
             for place, row in enumerate(rows):
                 if not any(todo[place]):
-                    bar.advance()
+                    known()
                     continue
                 asked = [n for n, names in enumerate(todo[place]) if names]
                 self._last[first + place] = asked[-1]

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +28,7 @@ from kinema.config.recipe import dump_recipe
 from kinema.config.settings import to_dict
 from kinema.curation.clips import clip_table
 from kinema.curation.config import CurateRecipe
-from kinema.curation.engine import BadRow, StagesReport, StageStats, run_stages
+from kinema.curation.engine import BadRow, StagesReport, StageStats, recall, run_stages
 from kinema.curation.executor import Executor
 from kinema.curation.files import new_file
 from kinema.curation.inputs import Inputs, find_inputs
@@ -39,6 +38,7 @@ from kinema.curation.rules import Rules
 from kinema.curation.stage import Bad, Places, Stage
 from kinema.curation.stages import caption_stages, clip_stages, source_stages
 from kinema.curation.store import ResultStore
+from kinema.data.filter import PREFIX as FILTER
 from kinema.data.filter import FilterResult, apply_rules
 from kinema.data.manifest import Manifest
 from kinema.data.tables import read_table, write_table
@@ -221,8 +221,14 @@ def _cut_and_score(
     stages = clip_stages(run.recipe)
     later = [*stages, *caption_stages(run.recipe)]
     dropped = np.full(clips.num_rows, "", object)
-    _drop_early(run, clips, dropped, later, prefix=NOT_CUT)
+    _drop_early(run, clips, dropped, later)
     clips, dropped = _through(run, stages, clips, dropped)
+    # A rule's verdict is the filter's to give, and to take back; a clip that does not exist is not.
+    absent = pc.is_null(clips.column("frames")).to_numpy(zero_copy_only=False)
+    for row in np.flatnonzero(dropped != ""):
+        if dropped[row].startswith(FILTER):
+            rule = dropped[row].removeprefix(FILTER)
+            dropped[row] = f"{NOT_CUT}{rule}" if absent[row] else ""
     embeddings = None
     if "_embedding" in clips.column_names:
         embeddings = clips.column("_embedding")
@@ -235,15 +241,19 @@ def _through(
     run: _Run, stages: Sequence[Stage], clips: pa.Table, dropped: NDArray[np.object_]
 ) -> tuple[pa.Table, NDArray[np.object_]]:
     """Take the clips that are not dropped through stages."""
+    dropped_before, dropped = dropped, dropped.copy()
     rows = np.flatnonzero(dropped == "")
     report = run.stages(stages, clips.take(pa.array(rows)), "clips")
-    dropped = dropped.copy()
     places = {identity: i for i, identity in enumerate(clips.column("id").to_pylist())}
     for bad in report.bad:
         if not (bad.passing and bad.stage == "caption"):
             dropped[places[bad.id]] = f"{bad.stage}: {bad.reason}"
         run.refused.append(_refusal(bad))
-    return put_back(clips, report.table, rows), dropped
+    clips = put_back(clips, report.table, rows)
+    # What an earlier run with other rules found costs nothing to have.
+    others = np.flatnonzero(dropped_before != "")
+    known = recall(stages, clips.take(pa.array(others)), run.store).table
+    return put_back(clips, known, others), dropped
 
 
 def _drop_early(
@@ -251,8 +261,6 @@ def _drop_early(
     clips: pa.Table,
     dropped: NDArray[np.object_],
     later: Sequence[Stage],
-    *,
-    prefix: str = "",
 ) -> None:
     """Mark what a rule drops already, so that nothing expensive is done for it."""
     if not run.recipe.filter.skip_dropped:
@@ -262,7 +270,7 @@ def _drop_early(
                           rules)  # fmt: skip
     for row, reason in enumerate(verdict.dropped_by.to_pylist()):
         if reason and not dropped[row]:
-            dropped[row] = f"{prefix}{reason.removeprefix('filter: ')}" if prefix else reason
+            dropped[row] = reason
 
 
 def _compare(

@@ -67,7 +67,8 @@ border-top:1px solid var(--rule)}
 .band>div:first-child{font-size:13px;font-variant-numeric:tabular-nums}
 .samples{display:grid;grid-template-columns:repeat(5,minmax(0,1fr));gap:8px}
 figure{margin:0;min-width:0}
-figure .film{aspect-ratio:16/9;position:relative;background:#0b0c0d;border-radius:6px;overflow:hidden;
+figure .film{aspect-ratio:16/9;position:relative;background:#0b0c0d;border-radius:6px;
+overflow:hidden;
 display:grid;place-items:center;color:#9aa0a6;font-size:11px;text-align:center}
 figure img{position:absolute;inset:0;width:100%;height:100%;object-fit:contain;display:block}
 figcaption{font-size:11.5px;line-height:1.35;color:var(--soft);margin-top:3px;overflow:hidden;

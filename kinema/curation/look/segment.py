@@ -26,7 +26,7 @@ from kinema.media.stores import read_bytes
 if TYPE_CHECKING:
     from kinema.curation.look.analyzer import Signal
 
-VERSION = 1
+VERSION = 2
 Clip = dict[str, Any]
 
 
@@ -39,6 +39,8 @@ class Span:
     """The frame after the last."""
     text: str | None = None
     """A caption that came with a list of cuts."""
+    columns: Mapping[str, Any] | None = None
+    """Scores and labels that came with it."""
 
 
 @dataclass(frozen=True)
@@ -161,14 +163,15 @@ def found_spans(
 
 
 def given_spans(cuts: Sequence[Any], times: Signal) -> tuple[list[Span], str | None]:
-    """Clips of a list `[start_s, end_s, text]`, as they are: neither split nor left out for their
-    length, since their captions tell of all of it."""
+    """Clips of a list `[start_s, end_s, text, {scores}]`, as they are: neither split nor left out
+    for their length, since their captions tell of all of it."""
     total = len(times) - 1
     spans = []
-    for start_s, end_s, *text in cuts:
+    for start_s, end_s, *more in cuts:
         start, end = _at(times, start_s), min(total, _at(times, end_s))
         if end > start:
-            spans.append(Span(start, end, (text[0] or None) if text else None))
+            text, columns = (*more, None, None)[:2]
+            spans.append(Span(start, end, text or None, columns))
     why = None if spans else f"none of the {len(cuts)} given cuts lies in the {times[-1]:.2f} s"
     return spans, why
 
@@ -186,7 +189,8 @@ def clip_of(
     start_s, end_s = float(times[span.start]), float(times[span.end])
     count, height, width = span.end - span.start, row["height"], row["width"]
     whole = span.start == 0 and span.end == row["num_frames"]
-    clip: Clip = {
+    clip: Clip = {name: v for name, v in (span.columns or {}).items() if name[:1] != "_"}
+    clip |= {
         "id": row_id(row["id"], span.start, span.end),
         "start_frame": span.start,
         "end_frame": span.end,

@@ -33,7 +33,7 @@ from kinema.training.config import (
 from kinema.training.cost import bucket_cost
 from kinema.training.parts import build_model
 
-NAMES = recipe_names()
+NAMES = [name for name in recipe_names() if not name.startswith("curate/")]
 PUBLISHED = json.loads(Path(__file__).with_name("published_recipes.json").read_text())
 """What was published: values by their published names, buckets and masks by ours. The text that
 came with the files wins where they differ: epochs of the speed run's stages 4 to 7."""

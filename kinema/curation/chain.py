@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 
 from kinema.config.errors import KinemaError
-from kinema.curation.executor import Done, Task, is_bad, merged
+from kinema.curation.executor import Done, Task, after, is_bad
 from kinema.curation.stage import Bad, Places, Result, Stage
 from kinema.curation.worker import packed, run_batch
 from kinema.media.errors import MediaError
@@ -171,6 +171,7 @@ class Chain:
             if task.todo[place]:
                 self._seats[place].waiting.append(task)
                 return
+            task = after(task, place, {})
 
     def _finish(self, position: int, seat: Seat, future: Future[Answer]) -> Iterator[Done]:
         batch = seat.running.pop(future)
@@ -190,7 +191,7 @@ class Chain:
         for task, result in zip(batch, results, strict=True):
             yield Done(task.number, position, task.row, result, seconds / len(batch))
             if not is_bad(result):
-                self._enter(replace(task, row=merged(task.row, result), tries=0), position + 1)
+                self._enter(after(task, position, result), position + 1)
 
     def _again(
         self, position: int, seat: Seat, batch: list[Task], error: MediaError

@@ -133,6 +133,23 @@ def _bottleneck(stats: Sequence[StageStats], behind: Counter[int]) -> str:
     return f"{behind[stage]} at {stats[stage].name}"
 
 
+class _Chunk:
+    """Some rows of a call, while it is found out what is known of them."""
+
+    def __init__(self, first: int, rows: list[Row]) -> None:
+        self.first = first
+        self.rows = rows
+        self.seen = list(rows)
+        """With the columns that keys depend on."""
+        self.found: dict[str, Any] = {}
+        """Part -> where the result of each row is, -1 where it is missing."""
+        self.todo: list[list[tuple[str, ...]]] = [[] for _ in rows]
+        self.unsure: list[set[str]] = [set() for _ in rows]
+        """Columns that will be found in this call."""
+        self.alive = [True] * len(rows)
+        """Whether no part of the row's has been bad so far."""
+
+
 class _Call:
     """The rows of one call, and where each of them is."""
 
@@ -146,6 +163,7 @@ class _Call:
             for name in part.columns:
                 assert name not in given, f"{name!r} is given by {given[name]!r} and {part.name!r}"
                 given[name] = part.name
+        self._depended_on = {name for parts in self._parts for p in parts for name in p.depends}
         self._known = {p.name: store.known(p) for parts in self._parts for p in parts}
         count = table.num_rows
         self._keys = {p.name: np.zeros(count, "S32") for parts in self._parts for p in parts}
@@ -164,67 +182,71 @@ class _Call:
             known: called for each of the others.
         """
         for first in range(0, self._table.num_rows, CHUNK):
-            chunk = self._table.slice(first, CHUNK)
-            rows: list[Row] = chunk.to_pylist()
-            todo: list[list[tuple[str, ...]]] = [[] for _ in rows]
-            unsure: list[set[str]] = [set() for _ in rows]
-            """Columns that will be found in this call."""
-            alive = [True] * len(rows)
+            chunk = _Chunk(first, self._table.slice(first, CHUNK).to_pylist())
             for number, parts in enumerate(self._parts):
-                self._look_up(number, parts, first, rows, todo, unsure, alive, stats[number])
-            for place, row in enumerate(rows):
-                if not any(todo[place]):
-                    known()
-                    continue
-                asked = [n for n, names in enumerate(todo[place]) if names]
-                self._last[first + place] = asked[-1]
-                self.behind.update(asked)
-                yield Task(first + place, row, tuple(todo[place]))
+                self._look_up(number, parts, chunk, stats[number])
+            asked = [i for i, todo in enumerate(chunk.todo) if any(todo)]
+            columns = self._columns(chunk, asked)
+            for _ in range(len(chunk.rows) - len(asked)):
+                known()
+            for i, of_row in zip(asked, columns, strict=True):
+                todo = chunk.todo[i]
+                stages = [number for number, names in enumerate(todo) if names]
+                self._last[first + i] = stages[-1]
+                self.behind.update(stages)
+                yield Task(first + i, chunk.rows[i], tuple(todo), tuple(of_row))
 
     def _look_up(
-        self,
-        number: int,
-        parts: Sequence[Part],
-        first: int,
-        rows: list[Row],
-        todo: list[list[tuple[str, ...]]],
-        unsure: list[set[str]],
-        alive: list[bool],
-        stats: StageStats,
+        self, number: int, parts: Sequence[Part], chunk: _Chunk, stats: StageStats
     ) -> None:
-        """Find out what one stage knows of a chunk of rows, and add it to them."""
-        missing: list[list[str]] = [[] for _ in rows]
-        bad: list[bool] = [True] * len(rows)
+        """Find out what is known of one stage of a chunk of rows."""
+        reasons: list[list[str | None]] = []
         for part in parts:
-            known = self._known[part.name]
-            keys = np.array(
-                [
-                    result_key(row, part) if alive[i] and not unsure[i] & {*part.depends} else ""
-                    for i, row in enumerate(rows)
-                ],
-                dtype="S32",
-            )
-            found = known.find(keys)
-            self._keys[part.name][first : first + len(rows)] = keys
-            columns = known.take(found).to_pylist()
-            for i, row in enumerate(rows):
-                if not alive[i]:
-                    continue
-                if found[i] < 0:
-                    missing[i].append(part.name)
-                    bad[i] = False
-                elif columns[i]["reason"] is None:
-                    row |= {name: columns[i][name] for name in part.columns}
-                    bad[i] = False
-        for i in range(len(rows)):
-            names = missing[i] if alive[i] else []
-            todo[i].append(tuple(names))
+            keys = np.zeros(len(chunk.rows), "S32")
+            for i, row in enumerate(chunk.seen):
+                if chunk.alive[i] and not chunk.unsure[i] & {*part.depends}:
+                    keys[i] = result_key(row, part).encode()
+            self._keys[part.name][chunk.first : chunk.first + len(keys)] = keys
+            found = chunk.found[part.name] = self._known[part.name].find(keys)
+            reasons.append(self._known[part.name].take(found, ["reason"])["reason"].to_pylist())
+        for i in range(len(chunk.rows)):
+            names = [
+                part.name for part in parts if chunk.alive[i] and chunk.found[part.name][i] < 0
+            ]
+            chunk.todo[i].append(tuple(names))
             for part in parts:
                 if part.name in names:
-                    unsure[i] |= set(part.columns)
-            if alive[i] and not names:
+                    chunk.unsure[i] |= set(part.columns)
+            if chunk.alive[i] and not names:
                 stats.recalled += 1
-                alive[i] = not bad[i]
+        for part in parts:
+            needed = [name for name in part.columns if name in self._depended_on]
+            if needed:
+                self._see(chunk, part, needed)
+        for i in range(len(chunk.rows)):
+            # What is missing beside a bad part is still found, and is the last of this row.
+            chunk.alive[i] &= all(reason[i] is None for reason in reasons)
+
+    def _see(self, chunk: _Chunk, part: Part, names: Sequence[str]) -> None:
+        """Let later stages' keys depend on columns that are known."""
+        found = chunk.found[part.name]
+        for i, row in enumerate(self._known[part.name].take(found, names).to_pylist()):
+            if chunk.alive[i] and found[i] >= 0:
+                chunk.seen[i] = chunk.seen[i] | row
+
+    def _columns(self, chunk: _Chunk, asked: list[int]) -> list[list[Row]]:
+        """Of each row that is asked about, the columns that are known of each stage."""
+        columns: list[list[Row]] = [[{} for _ in self._parts] for _ in asked]
+        for number, parts in enumerate(self._parts):
+            for part in parts:
+                found = chunk.found[part.name][asked]
+                if not (found >= 0).any():
+                    continue
+                known = self._known[part.name].take(found, ["reason", *part.columns]).to_pylist()
+                for place, row in enumerate(known):
+                    if found[place] >= 0 and row.pop("reason") is None:
+                        columns[place][number] |= row
+        return columns
 
     def keep(self, number: int, place: int, row: Row, result: Any, stats: StageStats) -> None:
         """Take in what a stage found for a row."""
@@ -241,7 +263,7 @@ class _Call:
                 self._passing[part.name][place] = found
             self._store.keep(part, [(key, row["id"], found)])
         self.behind[number] -= 1
-        if bad and len(bad) == len(result):
+        if bad:
             self._last[place] = number  # it goes no further
 
     def ended(self, place: int, number: int) -> bool:
@@ -260,8 +282,10 @@ class _Call:
             failed = np.zeros(count, bool)
             for part in parts:
                 known = self._store.known(part)
-                found = known.find(self._keys[part.name])
-                columns = known.take(found)
+                # What a stopped row has of later stages is not its own any more.
+                keys = np.where(stopped, b"", self._keys[part.name])
+                found = known.find(keys)
+                columns = known.take(found, ["reason", "message", *part.columns])
                 table = _with(table, part, columns)
                 reasons = columns.column("reason").to_pylist()
                 messages = columns.column("message").to_pylist()
@@ -290,7 +314,7 @@ class _Call:
 def _with(table: pa.Table, part: Part, found: pa.Table) -> pa.Table:
     """The table with a part's columns, in place of those of the same names."""
     for name, kind in part.columns.items():
-        column = found.column(name).cast(kind)
+        column = found.column(name)
         field_ = pa.field(name, kind)
         place = table.schema.get_field_index(name)
         if place < 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from kinema.curation.stage import Bad, Places, Result, Row, Stage
@@ -19,8 +19,9 @@ class Task:
     """With the columns that are known; what stages find is added on the way."""
     todo: tuple[tuple[str, ...], ...]
     """For each stage of the chain, the parts that are still to be found."""
-    position: int = 0
-    """The stage that it is at."""
+    known: tuple[Row, ...] = ()
+    """For each stage, the columns that are known of it: they are in the row after that stage, and
+    not before, as if it had just found them."""
     tries: int = field(default=0, compare=False)
     """Times that its worker died or hung."""
 
@@ -80,3 +81,9 @@ def merged(row: Row, result: Result) -> Row:
         if not isinstance(columns, Bad):
             found |= columns
     return found
+
+
+def after(task: Task, place: int, result: Result) -> Task:
+    """A task that has passed a stage."""
+    known = task.known[place] if task.known else {}
+    return replace(task, row=merged(task.row, result) | known, tries=0)

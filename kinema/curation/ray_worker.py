@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from kinema.config.errors import KinemaError
 from kinema.curation.chain import Chain, Seat, seat_for
-from kinema.curation.executor import Done, Task, is_bad, merged
+from kinema.curation.executor import Done, Task, after, is_bad
 from kinema.curation.local import all_cores
 from kinema.curation.stage import Places, Stage
 from kinema.curation.worker import packed
@@ -90,6 +90,9 @@ def _serve(seat: Seat, table: pa.Table, position: int, mailbox: Any) -> pa.Table
         for place, task in enumerate(tasks)
         if task.todo[position]
     ]
+    for place, task in enumerate(tasks):
+        if not task.todo[position]:
+            tasks[place] = after(task, position, {})
     letter: list[Done] = []
     try:
         for done in Chain([seat], iter(here)).run():
@@ -98,7 +101,7 @@ def _serve(seat: Seat, table: pa.Table, position: int, mailbox: Any) -> pa.Table
             if is_bad(done.result):
                 tasks[done.number] = replace(task, todo=((),) * len(task.todo))
             else:
-                tasks[done.number] = replace(task, row=merged(task.row, done.result))
+                tasks[done.number] = after(task, position, done.result)
     except Exception as error:
         ray.get(mailbox.fail.remote(_pickled(error)))
         raise

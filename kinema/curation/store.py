@@ -3,8 +3,8 @@
 Below the run's folder, one folder per part and version of it::
 
     stages/format.json
-    stages/aesthetic/0f3a…/results.parquet     of finished runs
-    stages/aesthetic/0f3a…/run-….arrows         of a run under way, or of one that was killed
+    stages/aesthetic/0f3a…/….parquet    of finished runs
+    stages/aesthetic/0f3a…/….arrows     of a run under way, or of one that was killed
 
 A row's result is kept under its key (`stage.result_key`), with the row's `id`. On a disk each batch
 of results is in the file when `keep` returns, so that a killed run loses none; the end of a file
@@ -40,6 +40,11 @@ from kinema.media.stores import filesystem, is_url, read_bytes, store_errors
 FORMAT = {"kinema_curation_results": 1}
 UPLOAD_S = 10.0
 """Seconds between files that go to a store."""
+FILE_BYTES = 256 << 20
+"""Size at which a stream becomes a Parquet file, and another is begun."""
+TAKEN = 1 << 20
+"""Rows of a column's piece that is handed out."""
+REMOVE = "delete this file: what it held is worked out again"
 OWN = (
     pa.field("key", pa.string()),
     pa.field("id", pa.string()),
@@ -49,27 +54,56 @@ OWN = (
 """Columns before the part's own; `reason` is null where there is a result."""
 
 
-@dataclass(frozen=True)
 class Known:
-    """All kept results of one part."""
+    """All kept results of one part: where each is, and their columns, read when they are asked
+    for."""
 
-    table: pa.Table
-    """`OWN` and the part's columns."""
-    keys: NDArray[np.bytes_]
-    """Sorted."""
-    order: NDArray[np.int64]
-    """Row of `table` for each of `keys`."""
+    def __init__(self, schema: pa.Schema, files: Sequence[_File]) -> None:
+        self._schema = schema
+        self._files = files
+        self._columns: dict[str, pa.Array] = {}
+        keys = np.concatenate(
+            [np.zeros(0, "S32"), *(_key_array(file.read("key")) for file in files)]
+        )
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        # Of results that are there twice (two runs, each cut off) the last one counts.
+        last = np.append(keys[1:] != keys[:-1], True) if len(keys) else np.zeros(0, bool)
+        self._keys = keys[last]
+        self._order = order[last]
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
     def find(self, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
-        """The row of `table` for each key, -1 where there is none."""
-        if not len(self.keys):
+        """Where the result of each key is, -1 where there is none."""
+        if not len(self._keys):
             return np.full(len(keys), -1)
-        places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[places] == keys, self.order[places], -1)
+        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return np.where(self._keys[places] == keys, self._order[places], -1)
 
-    def take(self, rows: NDArray[np.int64]) -> pa.Table:
-        """Rows of `table`, nulls for -1."""
-        return self.table.take(pa.array(rows, pa.int64(), mask=rows < 0))
+    def take(self, places: NDArray[np.int64], names: Sequence[str]) -> pa.Table:
+        """Columns at the places that `find` gave, nulls for -1."""
+        columns = [self._take(places, self._schema.field(name)) for name in names]
+        return pa.Table.from_arrays(columns, names=list(names))
+
+    def _take(self, places: NDArray[np.int64], field: pa.Field) -> pa.ChunkedArray:
+        if not len(self._keys):
+            return pa.chunked_array([pa.nulls(len(places), field.type)])
+        if field.name not in self._columns:
+            # One array of each column, with 64-bit offsets: captions of ten million clips are more
+            # than a column of Arrow's plain text may hold, and `take` joins the pieces each time.
+            pieces = [file.read(field.name).cast(_wide(field.type)) for file in self._files]
+            self._columns[field.name] = pa.concat_arrays(
+                [chunk for piece in pieces for chunk in piece.chunks]
+            )
+        column = self._columns[field.name]
+        wanted = pa.array(places, pa.int64(), mask=places < 0)
+        taken = [
+            column.take(wanted.slice(first, TAKEN)).cast(field.type)
+            for first in range(0, len(wanted), TAKEN)
+        ]
+        return pa.chunked_array(taken, field.type)
 
 
 class ResultStore:
@@ -131,14 +165,7 @@ class ResultStore:
         if writer is not None:
             writer.flush()
         schema = schema_of(part)
-        tables = [_read(path, schema) for path in self._files(part)]
-        table = pa.concat_tables(tables) if tables else schema.empty_table()
-        keys = np.asarray(table.column("key").to_numpy(zero_copy_only=False), dtype="S32")
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
-        # Of results that are there twice (two runs, each cut off) the last one counts.
-        last = np.append(keys[1:] != keys[:-1], True) if len(keys) else np.zeros(0, bool)
-        return Known(table, keys[last], order[last])
+        return Known(schema, [_File(path, schema) for path in self._files(part)])
 
     def keep(self, part: Part, results: Sequence[tuple[str, str, Found]]) -> None:
         """Add results: (key, row's id, what was found). Passing failures are not kept.
@@ -180,18 +207,15 @@ class ResultStore:
         if not is_url(folder):
             if not os.path.isdir(folder):
                 return []
-            names = [f"{folder}/{name}" for name in sorted(os.listdir(folder))]
+            names = [f"{folder}/{name}" for name in os.listdir(folder)]
         else:
             system, path = filesystem(folder)
             with store_errors(folder):
                 system.invalidate_cache()
                 found = system.find(path) if system.exists(path) else []
-                names = [f"{folder}/{name.rsplit('/', 1)[-1]}" for name in sorted(found)]
+                names = [f"{folder}/{name.rsplit('/', 1)[-1]}" for name in found]
         ours = [name for name in names if name.endswith((".parquet", ".arrows"))]
-        return sorted(
-            (name for name in ours if not os.path.basename(name).startswith(".")),
-            key=lambda name: not name.endswith("/results.parquet"),
-        )
+        return sorted(name for name in ours if not os.path.basename(name).startswith("."))
 
     def __enter__(self) -> Self:
         return self
@@ -261,7 +285,10 @@ class _DiskWriter(_Writer):
     """A stream of Arrow batches, each with the operating system when `add` returns."""
 
     def __post_init__(self) -> None:
-        path = Path(self.folder) / f"run-{uuid.uuid4().hex}.arrows"
+        self._begin()
+
+    def _begin(self) -> None:
+        path = Path(self.folder) / f"{_new_name()}.arrows"
         self.path = path
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -271,6 +298,11 @@ class _DiskWriter(_Writer):
     def add(self, batch: pa.RecordBatch) -> None:
         with writing(self.path):
             self._stream.write_batch(batch)
+            size = self._file.tell()
+        if size > FILE_BYTES:
+            self.close()
+            _replace([self.path], self.schema)
+            self._begin()
 
     def close(self) -> None:
         with writing(self.path):
@@ -295,40 +327,71 @@ class _StoreWriter(_Writer):
         if not self._waiting:
             return
         table = pa.Table.from_batches(self._waiting, self.schema)
-        with new_file(f"{self.folder}/part-{uuid.uuid4().hex}.parquet") as file:
-            pa_parquet.write_table(table, file, compression="zstd")
+        with new_file(f"{self.folder}/{_new_name()}.parquet") as file:
+            _write(table, file)
         self._waiting.clear()
 
 
-def _read(path: str, schema: pa.Schema) -> pa.Table:
-    hint = "delete this file: what it held is worked out again"
-    try:
-        if path.endswith(".arrows"):
-            return _read_stream(path, schema)
-        if is_url(path):
-            table = pa_parquet.read_table(pa.BufferReader(read_bytes(path)))
-        else:
-            with pa_parquet.ParquetFile(path) as file:
-                table = file.read()
-        return table.select(schema.names).cast(schema)
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise KinemaError(f"is damaged: {first}", where=path, hint=hint) from None
+class _File:
+    """A file of results, read column by column."""
+
+    def __init__(self, path: str, schema: pa.Schema) -> None:
+        self._path = path
+        self._schema = schema
+        # A stream is looked at once: more may be added to it, or it may become another file.
+        self._stream = _read_stream(path, schema) if path.endswith(".arrows") else None
+        self._bytes = pa.BufferReader(read_bytes(path)) if is_url(path) else None
+
+    def read(self, name: str) -> pa.ChunkedArray:
+        """One column, of the type that it has in the schema."""
+        if self._stream is not None:
+            return self._stream.column(name)
+        return self.table([name]).column(name)
+
+    def table(self, names: Sequence[str] | None = None) -> pa.Table:
+        """Columns, all by default."""
+        if self._stream is not None:
+            return self._stream
+        names = names or self._schema.names
+        try:
+            source = self._bytes if self._bytes is not None else self._path
+            with pa_parquet.ParquetFile(source, page_checksum_verification=True) as file:
+                columns = file.read(list(names)).select(names)
+            return columns.cast(pa.schema([self._schema.field(name) for name in names]))
+        except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise KinemaError(f"is damaged: {first}", where=self._path, hint=REMOVE) from None
+
+
+def _wide(kind: pa.DataType) -> pa.DataType:
+    """The same with 64-bit offsets."""
+    if pa.types.is_string(kind):
+        return pa.large_string()
+    if pa.types.is_binary(kind):
+        return pa.large_binary()
+    if pa.types.is_list(kind):
+        return pa.large_list(_wide(kind.value_type))
+    return kind
+
+
+def _key_array(column: pa.ChunkedArray) -> NDArray[np.bytes_]:
+    keys = [np.asarray(chunk.to_numpy(zero_copy_only=False), "S32") for chunk in column.chunks]
+    return np.concatenate([np.zeros(0, "S32"), *keys])
 
 
 def _read_stream(path: str, schema: pa.Schema) -> pa.Table:
     """The batches that are whole: the last one may have been cut off with the run."""
     batches: list[pa.RecordBatch] = []
-    with pa.OSFile(path, "rb") as file:
+    if not os.path.getsize(path):
+        return schema.empty_table()
+    with pa.memory_map(path) as file:
         # What a killed run leaves: an empty file, half a schema, half a batch.
         with suppress(pa.ArrowException, OSError, EOFError):
             reader = pa.ipc.open_stream(file)
             if reader.schema != schema:
-                raise KinemaError(
-                    "is damaged: it holds other columns",
-                    where=path,
-                    hint="delete this file: what it held is worked out again",
-                )
+                raise KinemaError("is damaged: it holds other columns", where=path, hint=REMOVE)
             while True:
                 try:
                     batches.append(reader.read_next_batch())
@@ -337,14 +400,29 @@ def _read_stream(path: str, schema: pa.Schema) -> pa.Table:
         return pa.Table.from_batches(batches, schema)
 
 
+def _new_name() -> str:
+    """Later files have later names."""
+    return f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+
+
 def _compact(folder: Path, schema: pa.Schema) -> None:
+    """Put a run's stream and other small files into one."""
     files = sorted(p for p in folder.iterdir() if p.suffix in (".parquet", ".arrows"))
-    whole = folder / "results.parquet"
-    others = [file for file in files if file != whole]
-    if not others:
-        return
-    tables = [_read(str(file), schema) for file in ([whole] if whole in files else []) + others]
-    with writing(whole), new_file(str(whole)) as temporary:
-        pa_parquet.write_table(pa.concat_tables(tables), temporary, compression="zstd")
-    for file in others:
+    small = [p for p in files if p.suffix == ".arrows" or p.stat().st_size < FILE_BYTES // 4]
+    if len(small) > 1 or any(file.suffix == ".arrows" for file in small):
+        _replace(small, schema)
+
+
+def _replace(files: Sequence[Path], schema: pa.Schema) -> None:
+    """One Parquet file in place of several, which hold the results of one part."""
+    tables = [_File(str(file), schema).table() for file in files]
+    target = files[-1].with_name(f"{_new_name()}.parquet")
+    with writing(target), new_file(str(target)) as temporary:
+        _write(pa.concat_tables(tables), temporary)
+    # Killed here, results are there twice, which does no harm.
+    for file in files:
         file.unlink()
+
+
+def _write(table: pa.Table, file: Path) -> None:
+    pa_parquet.write_table(table, file, compression="zstd", write_page_checksum=True)

@@ -212,7 +212,8 @@ def test_large_clips_are_scaled_down(tmp_path: Path) -> None:
     found = _cut(tmp_path, row, max_side=90)
     assert (found["cut"]["height"], found["cut"]["width"]) == (90, 160)
     _same_facts(found["cut"], _file(tmp_path, found))
-    assert _cut(tmp_path, row, max_side=180)["cut"]["cut_by"] == "kept"
+    assert _cut(tmp_path, row, max_side=180, whole="keep")["cut"]["cut_by"] == "kept"
+    assert _cut(tmp_path, row, max_side=90, whole="keep")["cut"]["cut_by"] == "encode"
 
 
 def test_a_variable_rate_becomes_constant_and_nothing_changes_its_speed(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_a_whole_file_is_used_where_it_is(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mp4", scene(1, 30), crf="20")
     (row,) = _clips(tmp_path, path)
     before = path.read_bytes()
-    found = _cut(tmp_path, row)
+    found = _cut(tmp_path, row, whole="keep")
     assert found["cut"]["path"] == str(path)
     assert found["cut"]["cut_by"] == "kept"
     _same_facts(found["cut"], path)

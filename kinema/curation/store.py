@@ -3,8 +3,8 @@
 Below the run's folder, one folder per part and version of it::
 
     stages/format.json
-    stages/aesthetic/0f3a…/….parquet    of finished runs
-    stages/aesthetic/0f3a…/….arrows     of a run under way, or of one that was killed
+    stages/aesthetic/0f3a…/results.parquet  of finished runs; more of them where it is large
+    stages/aesthetic/0f3a…/run-….arrows     of a run under way, or of one that was killed
 
 A row's result is kept under its key (`stage.result_key`), with the row's `id`. On a disk each batch
 of results is in the file when `keep` returns, so that a killed run loses none; the end of a file
@@ -44,6 +44,7 @@ FILE_BYTES = 256 << 20
 """Size at which a stream becomes a Parquet file, and another is begun."""
 TAKEN = 1 << 20
 """Rows of a column's piece that is handed out."""
+RESULTS = "results.parquet"
 REMOVE = "delete this file: what it held is worked out again"
 OWN = (
     pa.field("key", pa.string()),
@@ -69,26 +70,29 @@ class Known:
         keys = keys[order]
         # Of results that are there twice (two runs, each cut off) the last one counts.
         last = np.append(keys[1:] != keys[:-1], True) if len(keys) else np.zeros(0, bool)
-        self._keys = keys[last]
-        self._order = order[last]
+        self.keys = keys[last]
+        """Sorted."""
+        self.order = order[last]
+        """Where the result of each of `keys` is."""
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self.keys)
 
     def find(self, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
         """Where the result of each key is, -1 where there is none."""
-        if not len(self._keys):
+        if not len(self.keys):
             return np.full(len(keys), -1)
-        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        return np.where(self._keys[places] == keys, self._order[places], -1)
+        places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[places] == keys, self.order[places], -1)
 
-    def take(self, places: NDArray[np.int64], names: Sequence[str]) -> pa.Table:
-        """Columns at the places that `find` gave, nulls for -1."""
+    def take(self, places: NDArray[np.int64], names: Sequence[str] | None = None) -> pa.Table:
+        """Columns (default: all) at the places that `find` gave, nulls for -1."""
+        names = names or self._schema.names
         columns = [self._take(places, self._schema.field(name)) for name in names]
         return pa.Table.from_arrays(columns, names=list(names))
 
     def _take(self, places: NDArray[np.int64], field: pa.Field) -> pa.ChunkedArray:
-        if not len(self._keys):
+        if not len(self.keys):
             return pa.chunked_array([pa.nulls(len(places), field.type)])
         if field.name not in self._columns:
             # One array of each column, with 64-bit offsets: captions of ten million clips are more
@@ -215,7 +219,9 @@ class ResultStore:
                 found = system.find(path) if system.exists(path) else []
                 names = [f"{folder}/{name.rsplit('/', 1)[-1]}" for name in found]
         ours = [name for name in names if name.endswith((".parquet", ".arrows"))]
-        return sorted(name for name in ours if not os.path.basename(name).startswith("."))
+        return sorted(
+            (name for name in ours if not os.path.basename(name).startswith(".")), key=_age
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -288,7 +294,7 @@ class _DiskWriter(_Writer):
         self._begin()
 
     def _begin(self) -> None:
-        path = Path(self.folder) / f"{_new_name()}.arrows"
+        path = Path(self.folder) / f"run-{_stamp()}.arrows"
         self.path = path
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -327,7 +333,7 @@ class _StoreWriter(_Writer):
         if not self._waiting:
             return
         table = pa.Table.from_batches(self._waiting, self.schema)
-        with new_file(f"{self.folder}/{_new_name()}.parquet") as file:
+        with new_file(f"{self.folder}/part-{_stamp()}.parquet") as file:
             _write(table, file)
         self._waiting.clear()
 
@@ -356,6 +362,9 @@ class _File:
         try:
             source = self._bytes if self._bytes is not None else self._path
             with pa_parquet.ParquetFile(source, page_checksum_verification=True) as file:
+                missing = sorted(set(self._schema.names) - set(file.schema_arrow.names))
+                if missing:
+                    raise KeyError(f"it has no column {missing[0]!r}")
                 columns = file.read(list(names)).select(names)
             return columns.cast(pa.schema([self._schema.field(name) for name in names]))
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
@@ -400,28 +409,35 @@ def _read_stream(path: str, schema: pa.Schema) -> pa.Table:
         return pa.Table.from_batches(batches, schema)
 
 
-def _new_name() -> str:
-    """Later files have later names."""
+def _stamp() -> str:
     return f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
 
 
+def _age(name: str | Path) -> str:
+    """What sorts files from the oldest results to the newest."""
+    return os.path.basename(name).partition("-")[2]
+
+
 def _compact(folder: Path, schema: pa.Schema) -> None:
-    """Put a run's stream and other small files into one."""
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".parquet", ".arrows"))
+    """Put a run's streams and other small files into one."""
+    files = sorted((p for p in folder.iterdir() if p.suffix in (".parquet", ".arrows")), key=_age)
     small = [p for p in files if p.suffix == ".arrows" or p.stat().st_size < FILE_BYTES // 4]
     if len(small) > 1 or any(file.suffix == ".arrows" for file in small):
         _replace(small, schema)
 
 
 def _replace(files: Sequence[Path], schema: pa.Schema) -> None:
-    """One Parquet file in place of several, which hold the results of one part."""
+    """One Parquet file in place of several, which hold results of one part."""
     tables = [_File(str(file), schema).table() for file in files]
-    target = files[-1].with_name(f"{_new_name()}.parquet")
+    target = files[0].with_name(RESULTS)
+    if target.exists() and target not in files:
+        target = target.with_name(f"{target.stem}-{_stamp()}.parquet")
     with writing(target), new_file(str(target)) as temporary:
         _write(pa.concat_tables(tables), temporary)
     # Killed here, results are there twice, which does no harm.
     for file in files:
-        file.unlink()
+        if file != target:
+            file.unlink()
 
 
 def _write(table: pa.Table, file: Path) -> None:

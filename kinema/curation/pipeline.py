@@ -372,14 +372,11 @@ def _judge(
 def _warn_of_copies(run: _Run, clips: pa.Table) -> None:
     if run.recipe.cut.mode != "copy" or "gop" not in clips.column_names:
         return
-    gops = clips.column("gop").drop_null().to_numpy()
-    if len(gops) and gops.max() > 30:
-        median = int(np.median(gops))
-        run.say(
-            f"cut.mode=copy keeps up to {int(gops.max())} frames between key frames (median "
-            f"{median}): reading a few frames in training decodes about {median // 2} first; "
-            "cut.mode=encode writes at most 30"
-        )
+    from kinema.curation.copy_packets import copy_warning
+
+    warning = copy_warning(clips.column("gop").drop_null().to_pylist())
+    if warning:
+        run.say(warning)
 
 
 def _refusal(bad: BadRow) -> dict[str, str]:

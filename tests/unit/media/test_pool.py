@@ -99,6 +99,42 @@ def test_a_pipe_that_nobody_feeds_is_killed_too(pool: DecodePool, tmp_path: Path
     assert failure(pool, calls.read_to_the_end, tmp_path / "x.mp4").reason == "timeout"
 
 
+def test_a_call_may_have_a_limit_of_its_own() -> None:
+    with DecodePool(1, 60) as pool:
+        pool.submit(calls.pid, HERE).result()
+        with pytest.raises(MediaError, match=r"\(0\.3 s\)") as caught:
+            pool.submit(calls.sleep, HERE, 60.0, timeout_s=0.3).result()
+        assert caught.value.reason == "timeout"
+        assert pool.submit(calls.sleep, HERE, 0.5).result() == HERE.name, "the pool's for others"
+    with DecodePool(1, 0.3) as pool:
+        assert pool.submit(calls.sleep, HERE, 0.6, timeout_s=60).result() == HERE.name
+
+
+def test_each_worker_has_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the one that comes after it; fewer environments than workers: the rest have none."""
+    monkeypatch.setenv("WHICH", "ours")
+
+    def seen(pool: DecodePool, name: str, together: str) -> dict[int, str | None]:
+        meeting = tmp_path / together
+        futures = [pool.submit(calls.environment, HERE, name, meeting) for _ in range(2)]
+        return dict(future.result() for future in futures)
+
+    given = [{"WHICH": "first", "OMP_NUM_THREADS": "3"}]
+    with DecodePool(2, 60, environments=given) as pool:
+        before = seen(pool, "WHICH", "a")
+        threads = seen(pool, "OMP_NUM_THREADS", "b")
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        while set(pool.worker_pids()) & set(before):
+            with suppress(MediaError):
+                pool.submit(calls.pid, HERE).result()
+        after = seen(pool, "WHICH", "c")
+    assert sorted(map(str, before.values())) == ["first", "ours"]
+    assert {before[pid]: threads[pid] for pid in before} == {"first": "3", "ours": "1"}
+    assert sorted(map(str, after.values())) == ["first", "ours"]
+    assert not set(before) & set(after)
+
+
 @pytest.mark.parametrize("sign", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_worker_that_is_killed(pool: DecodePool, sign: signal.Signals) -> None:
     error = failure(pool, calls.die, HERE, int(sign))

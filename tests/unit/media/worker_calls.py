@@ -18,6 +18,16 @@ def sleep(path: Path, seconds: float) -> str:
     return path.name
 
 
+def environment(path: Path, name: str, together: Path) -> tuple[int, str | None]:
+    """This process's id and a variable of it; comes back when two processes have been here."""
+    with together.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    deadline = time.monotonic() + 30
+    while len(set(together.read_text().split())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return os.getpid(), os.environ.get(name)
+
+
 def say_and_wait(path: Path) -> None:
     """Write the worker's process id to the file, and never come back."""
     path.write_text(str(os.getpid()))

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from kinema.curation.config import CutConfig, FramesConfig
@@ -140,6 +141,27 @@ def _cut(stage: CutStage, places: Places, row: Row, todo: Sequence[str]) -> Resu
             strip.write(file)
         found["frames"] = {"frames": f"frames/{place}", "frames_count": len(strip.places)}
     return found
+
+
+def with_planned_sizes(config: CutConfig, table: pa.Table) -> pa.Table:
+    """Clips with the `height` and `width` (and what follows from them) that cutting will give."""
+    names = [n for n in ("height", "width", "whole", *BORDERS) if n in table.column_names]
+    heights, widths = [], []
+    for row in table.select(names).to_pylist():
+        how = _how(config, row)
+        shape = None if how == "kept" else _shape(config, row, how)
+        heights.append(row["height"] if shape is None else shape.height)
+        widths.append(row["width"] if shape is None else shape.width)
+    height, width = np.array(heights, np.int64), np.array(widths, np.int64)
+    planned = {
+        "height": height,
+        "width": width,
+        "aspect_ratio": height / width,
+        "resolution": height * width,
+    }
+    for name, values in planned.items():
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+    return table
 
 
 def _how(config: CutConfig, row: Row) -> str:

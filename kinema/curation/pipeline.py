@@ -28,6 +28,7 @@ from kinema.config.recipe import dump_recipe
 from kinema.config.settings import to_dict
 from kinema.curation.clips import clip_table
 from kinema.curation.config import CurateRecipe
+from kinema.curation.cut import with_planned_sizes
 from kinema.curation.engine import BadRow, StagesReport, StageStats, recall, run_stages
 from kinema.curation.executor import Executor
 from kinema.curation.files import new_file
@@ -221,7 +222,7 @@ def _cut_and_score(
     stages = clip_stages(run.recipe)
     later = [*stages, *caption_stages(run.recipe)]
     dropped = np.full(clips.num_rows, "", object)
-    _drop_early(run, clips, dropped, later)
+    _drop_early(run, with_planned_sizes(run.recipe.cut, clips), dropped, later)
     clips, dropped = _through(run, stages, clips, dropped)
     # A rule's verdict is the filter's to give, and to take back; a clip that does not exist is not.
     absent = pc.is_null(clips.column("frames")).to_numpy(zero_copy_only=False)

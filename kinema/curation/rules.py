@@ -30,8 +30,10 @@ GIVEN_BY = {
 }
 """Column -> what to switch on in the recipe to have it."""
 
-STAYS = frozenset({"duration", "num_frames", "fps"})
-"""What cutting a clip states anew, but for rounding as it was proposed."""
+STAYS = frozenset(
+    {"duration", "num_frames", "fps", "height", "width", "aspect_ratio", "resolution"}
+)
+"""What cutting a clip states anew, but for rounding as it was planned."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,14 @@ Status = Literal["ok", "note", "problem"]
 MIN_TORCH = (2, 11)
 MIN_FREE_DISK_GIB = 5.0
 MIN_SHARED_MEMORY_GIB = 1.0
-EXTRAS = {"wandb": ("wandb", "logging runs to Weights & Biases")}
+EXTRAS = {
+    "pretrained": ("transformers", "released text encoders, captioners and scores"),
+    "curate": ("rapidocr", "raw videos to a training set"),
+    "serve": ("fastapi", "pages in the browser"),
+    "stores": ("fsspec", "s3://, gs:// and the like"),
+    "ray": ("ray", "curation on a cluster"),
+    "wandb": ("wandb", "logging runs to Weights & Biases"),
+}
 """Extra of the package -> (module it brings, what it is for)."""
 NEEDED_CODECS = {"h264": "r", "libx264": "w", "hevc": "r", "vp9": "r", "av1": "r", "mpeg4": "r"}
 """Codec -> read or write, of the FFmpeg inside PyAV."""

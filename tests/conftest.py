@@ -12,6 +12,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 
+from tests.s3_fixture import s3
+
+assert s3  # a fixture of all tests
 # A shell's background job ignores Ctrl-C, and so would every process that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from kinema.curation.config import CutConfig, FramesConfig
 from kinema.curation.files import new_file
 from kinema.curation.stage import Bad, Found, Part, Places, Result, Row, Work
-from kinema.media.errors import MediaError
+from kinema.media.errors import PASSING, MediaError
 from kinema.media.stores import Place, is_url, version_in_store
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def cut_clip(stage: CutStage, places: Places, row: Row) -> Result:
     try:
         return _cut(stage, places, row, todo)
     except MediaError as error:
-        return {part: Bad(error.reason, error.what) for part in todo}
+        passing = error.reason in PASSING
+        return {part: Bad(error.reason, error.what, passing) for part in todo}
 
 
 def _cut(stage: CutStage, places: Places, row: Row, todo: Sequence[str]) -> Result:

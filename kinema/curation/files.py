@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kinema.media.stores import is_url, upload
+from kinema.config.errors import KinemaError
+from kinema.media.stores import filesystem, is_url, parent, store_errors, upload
 from kinema.media.write import atomic_output
 
 
@@ -17,7 +19,7 @@ def new_file(path: str) -> Iterator[Path]:
     """A temporary name on this disk; when the block succeeds, the file appears at `path`.
 
     Raises:
-        OSError, StoreError: it cannot be written there.
+        OSError: it cannot be written there; of a store, KinemaError.
     """
     if not is_url(path):
         with atomic_output(Path(path)) as temporary:
@@ -26,4 +28,40 @@ def new_file(path: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="kinema-") as folder:
         made = Path(folder) / ("file" + os.path.splitext(path)[1])
         yield made
-        upload(made, path)
+        put(made, path)
+
+
+def put(file: Path, url: str) -> None:
+    """Copy a finished file to a store.
+
+    Raises:
+        KinemaError: it cannot be written there.
+    """
+    try:
+        upload(file, url)
+    except OSError as error:
+        raise KinemaError(
+            f"cannot be written: {error.strerror or error}",
+            where=url,
+            hint="check that the bucket is there, and who may write to it; the same command goes "
+            "on where it stopped",
+        ) from None
+
+
+class Present:
+    """Says which files are there; folders of stores are listed once."""
+
+    def __init__(self) -> None:
+        self._listed: dict[str, set[str]] = {}
+
+    def __contains__(self, path: str) -> bool:
+        if not is_url(path):
+            return os.path.exists(path)
+        folder = str(parent(path))
+        if folder not in self._listed:
+            system, below = filesystem(folder)
+            with store_errors(folder):
+                system.invalidate_cache(below)
+                names = system.find(below, maxdepth=1) if system.exists(below) else []
+            self._listed[folder] = {posixpath.basename(name) for name in names}
+        return posixpath.basename(path) in self._listed[folder]

@@ -14,20 +14,21 @@ import pyarrow.compute as pc
 
 from kinema.config.errors import KinemaError
 from kinema.curation.stage import row_id
-from kinema.data.captions import find_captions
+from kinema.data.captions import Captions, find_captions, find_stored_captions
 from kinema.data.find_media import Refusal, find_media
 from kinema.data.tables import ENDINGS, fetched, read_table
 from kinema.media.info import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from kinema.media.stores import (
-    filesystem,
+    files_below,
     is_url,
     join,
+    of_each,
     parent,
     read_bytes,
-    store_errors,
     suffix,
     version_in_store,
 )
+from kinema.telemetry.progress import Progress
 
 PATH_COLUMNS = ("path", "video", "file_name")
 LIST_ENDING = ".txt"
@@ -53,6 +54,8 @@ class _Found:
     path: str
     name: str
     columns: dict[str, Any] = field(default_factory=dict)
+    state: str | None = None
+    """Where it is known already."""
 
 
 def find_inputs(
@@ -83,13 +86,13 @@ def find_inputs(
                 hint="give a folder with videos, a list of them (.txt) or a table (.csv, .parquet)",
             )
     rows: dict[str, dict[str, Any]] = {}
-    paths: set[str] = set()
+    firsts: dict[str, _Found] = {}
     for item in found:
-        if item.path in paths:
-            result.given_twice += 1
-            continue
-        paths.add(item.path)
-        size, state = _state(item.path)
+        firsts.setdefault(item.path, item)
+    result.given_twice = len(found) - len(firsts)
+    once = list(firsts.values())
+    for item, state in zip(once, _states(once), strict=True):
+        size = int(state.partition(":")[0] or 0)
         identity = row_id(item.name, size)
         if identity in rows:  # another file of this name and size
             identity = row_id(item.path, size)
@@ -106,7 +109,7 @@ def _look(text: str, captions: str | None, data_root: str | None, result: Inputs
     if ending in ENDINGS:
         return _tabled(text, data_root)
     if is_url(text):
-        return _stored(text, result)
+        return _stored(text, captions, result)
     path = Path(os.path.abspath(text))
     if path.is_dir():
         return _below(path, captions, result)
@@ -120,33 +123,40 @@ def _below(folder: Path, captions: str | None, result: Inputs) -> list[_Found]:
     result.refused += refused
     videos = [name for name in files if suffix(name) not in IMAGE_SUFFIXES]
     result.images += len(files) - len(videos)
-    texts = find_captions(folder, videos, Path(captions) if captions else None, folder)
+    texts = find_captions(folder, videos, captions, folder)
     result.refused += texts.unused
     return [
-        _Found(
-            str(folder / name),
-            f"{folder.name}/{name}",
-            {"text": texts.texts[name]} if texts.texts.get(name) else {},
-        )
+        _Found(str(folder / name), f"{folder.name}/{name}", _captioned(texts, name))
         for name in videos
     ]
 
 
-def _stored(url: str, result: Inputs) -> list[_Found]:
-    if suffix(url) in VIDEO_SUFFIXES:
-        return [_Found(url, url.rsplit("/", 1)[-1])]
-    system, path = filesystem(url)
-    with store_errors(url):
-        names = sorted(system.find(path))
-    found = []
+def _captioned(captions: Captions, name: str) -> dict[str, Any]:
+    return {"text": captions.texts[name]} if captions.texts.get(name) else {}
+
+
+def _stored(url: str, captions: str | None, result: Inputs) -> list[_Found]:
+    try:
+        below = files_below(url)
+    except FileNotFoundError:
+        below = {}
+    except OSError as error:
+        raise KinemaError(f"cannot be listed: {error.strerror or error}", where=url) from None
+    if not below:
+        raise KinemaError("does not exist, or is empty", where=url)
+    if "" in below:
+        return [_Found(url, url.rsplit("/", 1)[-1], state=below[""])]
+    seen = [name for name in below if "/." not in f"/{name}"]
+    result.images += sum(suffix(name) in IMAGE_SUFFIXES for name in seen)
+    videos = [name for name in seen if suffix(name) in VIDEO_SUFFIXES]
     base = url.rstrip("/")
-    for name in names:
-        below = name.removeprefix(path).lstrip("/")
-        if suffix(name) in IMAGE_SUFFIXES:
-            result.images += 1
-        if suffix(name) in VIDEO_SUFFIXES and "/." not in f"/{below}":
-            found.append(_Found(f"{base}/{below}", f"{posixpath.basename(base)}/{below}"))
-    return found
+    texts = find_stored_captions(base, below, videos, captions)
+    result.refused += texts.unused
+    folder = posixpath.basename(base)
+    return [
+        _Found(f"{base}/{name}", f"{folder}/{name}", _captioned(texts, name), below[name])
+        for name in videos
+    ]
 
 
 def _listed(text: str, data_root: str | None) -> list[_Found]:
@@ -198,17 +208,42 @@ def _absolute(place: Path | str) -> str:
     return place if isinstance(place, str) else os.path.abspath(place)
 
 
-def _state(path: str) -> tuple[int, str]:
-    """Size in bytes and what changes with the file; of a file that is not there: nothing, which
-    decoding will say in its own words."""
+def _states(found: Sequence[_Found]) -> list[str]:
+    """What changes with each file, its size in bytes first; of a file that is not there: nothing,
+    which decoding will say in its own words."""
+    states = [item.state for item in found]
+    stored = [i for i, item in enumerate(found) if item.state is None and is_url(item.path)]
+    if stored:
+        with Progress("looking up files", total=len(stored), unit="file") as bar:
+            urls = [found[i].path for i in stored]
+            for i, state in zip(stored, of_each(_stored_state, urls), strict=True):
+                states[i] = state
+                bar.advance()
+    return [
+        _local_state(item.path) if state is None else state
+        for item, state in zip(found, states, strict=True)
+    ]
+
+
+def _stored_state(url: str) -> str:
     try:
-        if is_url(path):
-            version = version_in_store(path)
-            return int(version.split(":", 1)[0] or 0), version
+        return version_in_store(url)
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        return ""
+    except OSError as error:  # so would be the next million
+        raise KinemaError(
+            f"cannot be looked up: {error.strerror or error}",
+            where=url,
+            hint="see that the store can be reached; then run the same command again",
+        ) from None
+
+
+def _local_state(path: str) -> str:
+    try:
         status = os.stat(path)
     except (OSError, ValueError):
-        return 0, ""
-    return status.st_size, f"{status.st_size}:{status.st_mtime_ns}"
+        return ""
+    return f"{status.st_size}:{status.st_mtime_ns}"
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:

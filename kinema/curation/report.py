@@ -216,7 +216,7 @@ def _folder(out: str | Path | Places) -> str:
 
 
 def _write(place: Place, content: str) -> Place:
-    with writing(Path(place)), new_file(str(place)) as temporary:
+    with writing(str(place)), new_file(str(place)) as temporary:
         temporary.write_text(content, encoding="utf-8")
     return place
 

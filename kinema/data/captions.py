@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 
 from kinema.config.errors import KinemaError
 from kinema.data.find_media import Refusal
-from kinema.data.tables import read_table
+from kinema.data.tables import fetched, read_table
+from kinema.media.stores import is_url, join, of_each, parent, read_bytes
 
 PATH_NAMES = ("path", "video")
 TEXT_NAMES = ("text", "caption")
@@ -28,7 +30,9 @@ class Captions:
     """Captions that no file could take."""
 
 
-def find_captions(folder: Path, files: list[str], table: Path | None, data_root: Path) -> Captions:
+def find_captions(
+    folder: Path, files: list[str], table: Path | str | None, data_root: Path
+) -> Captions:
     """Captions for `files` (paths relative to `folder`).
 
     Args:
@@ -44,22 +48,60 @@ def find_captions(folder: Path, files: list[str], table: Path | None, data_root:
     return _from_sidecars(folder, files)
 
 
-def _from_table(folder: Path, files: list[str], table_path: Path, data_root: Path) -> Captions:
+def find_stored_captions(
+    folder: str, below: Mapping[str, str], files: list[str], table: Path | str | None
+) -> Captions:
+    """As `find_captions`, for a folder in a store.
+
+    Args:
+        below: all files of the folder (`files_below`).
+
+    Raises:
+        KinemaError: see `find_captions`.
+        OSError, StoreError: a text file cannot be read now.
+    """
+    if table is not None:
+        return _from_table(folder, files, table, folder)
+    captions = Captions(source=".txt files")
+    texts = {file: f"{PurePosixPath(file).with_suffix('')}.txt" for file in files}
+    texts = {file: name for file, name in texts.items() if name in below}
+    for name in texts.values():
+        if int(below[name].partition(":")[0]) > MAX_SIDECAR_BYTES:
+            message = f"longer than {MAX_SIDECAR_BYTES} bytes"
+            captions.unused.append(Refusal(name, "caption_unreadable", message))
+    large = {item.path for item in captions.unused}
+    texts = {file: name for file, name in texts.items() if name not in large}
+    contents = of_each(read_bytes, [f"{folder.rstrip('/')}/{name}" for name in texts.values()])
+    for (file, name), content in zip(texts.items(), contents, strict=True):
+        try:
+            captions.texts[file] = tidy(content.decode("utf-8-sig"))
+        except ValueError as error:
+            captions.unused.append(Refusal(name, "caption_unreadable", str(error)))
+    if not captions.texts:
+        captions.source = "none"
+    return captions
+
+
+def _from_table(
+    folder: Path | str, files: list[str], table_path: Path | str, data_root: Path | str
+) -> Captions:
     types = dict.fromkeys((*PATH_NAMES, *TEXT_NAMES), pa.large_string())
-    table = read_table(table_path, types, hint="give a CSV with the columns path,text")
+    table = read_table(fetched(table_path), types, hint="give a CSV with the columns path,text")
     path_name = _one_of(PATH_NAMES, table, table_path)
     text_name = _one_of(TEXT_NAMES, table, table_path)
     if not table.num_rows:
         raise KinemaError("has no rows", where=str(table_path))
     captions = Captions(source=str(table_path))
     wanted = set(files)
-    roots = (folder, data_root, Path(os.path.abspath(table_path.parent)))
+    own = parent(table_path)
+    roots = (folder, data_root, own if is_url(own) else Path(os.path.abspath(own)))
     named = ""
     for path, text in zip(
         table.column(path_name).to_pylist(), table.column(text_name).to_pylist(), strict=True
     ):
         named = named or str(path)
-        places = [os.path.relpath(os.path.join(root, path or ""), folder) for root in roots]
+        # Of URLs as well: they are taken for paths, all in the same way.
+        places = [os.path.relpath(join(root, path or ""), folder) for root in roots]
         place = next((place for place in places if place in wanted), None)
         if place is None:
             captions.unused.append(Refusal(str(path), "caption_without_file", "no such file"))
@@ -104,7 +146,7 @@ def tidy(text: object) -> str:
     return " ".join(str(text or "").split())
 
 
-def _one_of(names: tuple[str, str], table: pa.Table, path: Path) -> str:
+def _one_of(names: tuple[str, str], table: pa.Table, path: Path | str) -> str:
     for name in names:
         if name in table.column_names:
             return name

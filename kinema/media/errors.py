@@ -30,6 +30,8 @@ REASONS: dict[str, tuple[str, str | None]] = {
     "crashed": ("the process that read the file died", "convert the file again or leave it out"),
 }
 """Reason code -> (what is wrong, what to do)."""
+PASSING = frozenset({"missing", "unreadable"})
+"""Reasons that are not the file's own: a disk or a store that does not answer, a permission."""
 
 
 class MediaError(KinemaError):

@@ -7,15 +7,17 @@ endpoints) is what their own documentation says: environment variables and confi
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import posixpath
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from kinema.config.errors import KinemaError
 
@@ -25,6 +27,10 @@ WHOLE_BYTES = 64 << 20
 is there before a second request would be answered."""
 BLOCK_BYTES = 8 << 20
 """What one request fetches of a larger file."""
+CONNECTIONS = 32
+"""Requests at once for many small things."""
+T = TypeVar("T")
+_NUMBERS = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES}
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _KEPT = 2
 _fetched: OrderedDict[tuple[str, str], bytes] = OrderedDict()
@@ -78,11 +84,13 @@ def filesystem(url: Place) -> tuple[Any, str]:
             where=text,
             hint="pip install 'kinema[stores]'",
         ) from None
+    protocol = text.split("://")[0].lower()
     try:
-        system, path = fsspec.core.url_to_fs(text)
-        return system, str(path)
+        # Not `url_to_fs`: there `::` in a file's name begins another URL.
+        kind = fsspec.get_filesystem_class(protocol)
+        system = fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(text))
+        return system, str(kind._strip_protocol(text))
     except ImportError as error:
-        protocol = text.split("://")[0]
         raise StoreError(
             f"stores of the kind {protocol}:// need a package of their own ({error})", where=text
         ) from None
@@ -94,16 +102,25 @@ def filesystem(url: Place) -> tuple[Any, str]:
 def store_errors(url: Place) -> Iterator[None]:
     """What the store's own package raises, as an OSError that names the URL.
 
-    Errors of the operating system's kinds (missing, not permitted) stay what they are.
+    Errors of the operating system's kinds (missing, not permitted) stay of their kind. What passes
+    (a lost connection, `slow down`) has been tried again by the store's package before.
     """
     try:
         yield
-    except (OSError, KinemaError):
+    except KinemaError:
         raise
+    except OSError as error:
+        if error.errno is not None and error.filename is not None:
+            raise
+        number = next((n for kind, n in _NUMBERS.items() if isinstance(error, kind)), error.errno)
+        raise OSError(number, _first_line(error.strerror or error), os.fspath(url)) from error
     except Exception as error:
         # Each store's package has its own: botocore's, google's, aiohttp's.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OSError(None, f"the store answered: {reason}", os.fspath(url)) from error
+        raise OSError(None, _first_line(error), os.fspath(url)) from error
+
+
+def _first_line(error: Exception | str) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def size_in_store(url: Place) -> int:
@@ -118,10 +135,36 @@ def size_in_store(url: Place) -> int:
 
 def version_in_store(url: Place) -> str:
     """What changes when the file does: its size with the store's tag or time of writing."""
-    info = _info(url)[2]
+    return _version(_info(url)[2])
+
+
+def _version(info: dict[str, Any]) -> str:
     marks = (info.get(name) for name in ("ETag", "etag", "md5Hash", "LastModified", "mtime",
                                          "updated", "created"))  # fmt: skip
-    return f"{info.get('size')}:{next((str(m) for m in marks if m is not None), '')}"
+    return f"{info.get('size') or 0}:{next((str(m) for m in marks if m is not None), '')}"
+
+
+def files_below(url: str) -> dict[str, str]:
+    """All files of a folder and its folders, sorted: name below it -> `version_in_store`; `""` is
+    the URL itself, where it is a file's.
+
+    Raises:
+        OSError, StoreError: it cannot be listed. A folder without files and one that is not there
+            are the same to most stores: both give nothing.
+    """
+    system, path = filesystem(url)
+    with store_errors(url):
+        system.invalidate_cache()
+        found = system.find(path, detail=True)
+    names = {name.removeprefix(path).lstrip("/"): info for name, info in found.items()}
+    return {name: _version(names[name]) for name in sorted(names)}
+
+
+def of_each(call: Callable[[str], T], urls: Sequence[str]) -> Iterator[T]:
+    """`call` of many URLs, in their order: a request takes long and costs nothing here, so many
+    are under way at once."""
+    with ThreadPoolExecutor(min(CONNECTIONS, len(urls) or 1)) as pool:
+        yield from pool.map(call, urls)
 
 
 def _info(url: Place) -> tuple[Any, str, dict[str, Any]]:
@@ -151,7 +194,7 @@ def open_place(place: Place) -> BinaryIO:
         with store_errors(place):
             file: BinaryIO = system.open(path, "rb", block_size=BLOCK_BYTES)
             return file
-    key = (os.fspath(place), version_in_store(place))
+    key = (os.fspath(place), _version(info))
     if key not in _fetched:
         with store_errors(place):
             _fetched[key] = system.cat_file(path)
@@ -178,13 +221,25 @@ def upload(file: Path, url: str) -> None:
     """
     system, path = filesystem(url)
     with store_errors(url):
-        system.makedirs(posixpath.dirname(path), exist_ok=True)
         if _replaces_while_writing(system):
+            system.makedirs(posixpath.dirname(path), exist_ok=True)
             temporary = f"{path}.{os.getpid()}.tmp"
             system.put_file(str(file), temporary)
             system.mv(temporary, path)
         else:
+            # No folders there; and asking for one would make a bucket of a name with a slip in it.
             system.put_file(str(file), path)
+
+
+def remove(url: str) -> None:
+    """Delete a file of a store.
+
+    Raises:
+        OSError, StoreError: it cannot be deleted.
+    """
+    system, path = filesystem(url)
+    with store_errors(url):
+        system.rm_file(path)
 
 
 def _replaces_while_writing(system: Any) -> bool:

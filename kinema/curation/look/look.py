@@ -17,7 +17,7 @@ from kinema.curation.files import new_file
 from kinema.curation.look.analyzer import SMALL
 from kinema.curation.look.packages import opencv
 from kinema.curation.stage import Bad, Found, Part, Places, Result, Row, Work
-from kinema.media.errors import MediaError
+from kinema.media.errors import PASSING, MediaError
 from kinema.media.stores import Place
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def look_at(stage: LookStage, places: Places, row: Row) -> Result:
     try:
         seen = watch(row["path"], _maker(stage, [name for name in parts if name != "probe"]))
     except MediaError as error:
-        return {name: Bad(error.reason, error.what) for name in parts}
+        passing = error.reason in PASSING
+        return {name: Bad(error.reason, error.what, passing) for name in parts}
     found: dict[str, Found] = {}
     for name, part in parts.items():
         if name == "probe":

@@ -107,7 +107,8 @@ def _segment(stage: SegmentStage, places: Places, row: Row) -> dict[str, Any] | 
             try:
                 signals[name] = read_signals(f"{places.signals}/{place}")
             except (OSError, ValueError) as error:
-                return Bad("signals", f"{place}: {error}; delete OUT/stages/{name} to make it anew")
+                what = f"{place}: {error}; delete OUT/stages/{name} to make it anew"
+                return Bad("signals", what, passing=True)
     times = _times(row, signals.get("scenes"))
     if row.get("_cuts"):
         spans, why = given_spans(json.loads(row["_cuts"]), times)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,31 +17,16 @@ from kinema.media.probe import probe
 from kinema.media.read import read_frames
 from kinema.media.stores import StoreError, is_url, join, open_place, parent, read_bytes, upload
 from kinema.media.write import write_image, write_video
+from tests.s3_fixture import S3Store
 
 FRAMES = np.repeat(np.arange(0, 240, 24, dtype=np.uint8)[:, None, None, None], 3, 3)
 FRAMES = np.ascontiguousarray(np.broadcast_to(FRAMES, (10, 48, 64, 3)))
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
+def bucket(s3: S3Store) -> str:
     """URL of a folder in an S3 store on this machine."""
-    pytest.importorskip("s3fs")
-    server_module = pytest.importorskip("moto.server")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        import s3fs
-
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("videos")
-        yield "s3://videos/set"
-        s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    return f"{s3.bucket('videos')}/set"
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +66,7 @@ def test_a_video_in_a_store_reads_as_here(filled: str, local: Path) -> None:
 
 
 def test_a_large_file_is_read_in_blocks(
-    filled: str, local: Path, monkeypatch: pytest.MonkeyPatch
+    filled: str, local: Path, s3: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stores, "WHOLE_BYTES", 100)
     stores._fetched.clear()
@@ -158,3 +142,50 @@ def test_a_manifest_that_is_not_in_the_store(filled: str) -> None:
 
     with pytest.raises(KinemaError, match="does not exist"):
         Manifest.read(f"{filled}/none.parquet")
+
+
+@pytest.mark.parametrize("name", ["a b#1?[x]*%41é.mp4", "a::b.mp4", "x=1/y.mp4"])
+def test_any_name_is_a_name(bucket: str, local: Path, s3: S3Store, name: str) -> None:
+    upload(local / "clip.mp4", f"{bucket}/odd/{name}")
+    assert read_bytes(f"{bucket}/odd/{name}") == (local / "clip.mp4").read_bytes()
+    assert name in stores.files_below(f"{bucket}/odd")
+    assert name in s3.names(f"{bucket}/odd")
+
+
+def test_a_bucket_is_not_made_by_writing_to_it(s3: S3Store, local: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="bucket"):
+        upload(local / "clip.mp4", "s3://a-slip/clip.mp4")
+    with pytest.raises(FileNotFoundError):
+        stores.files_below("s3://a-slip")
+
+
+def test_what_a_store_answers_names_the_file(
+    filled: str, local: Path, s3: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "refuse", lambda method, path: 403)
+    stores._fetched.clear()
+    with pytest.raises(PermissionError) as caught:
+        read_bytes(f"{filled}/clip.mp4")
+    assert caught.value.filename == f"{filled}/clip.mp4"
+    with pytest.raises(PermissionError, match="AccessDenied"):
+        upload(local / "clip.mp4", f"{filled}/new.mp4")
+    with pytest.raises(MediaError) as bad:
+        probe(f"{filled}/clip.mp4")
+    assert bad.value.reason == "unreadable"
+
+
+def test_what_passes_is_tried_again(
+    filled: str, local: Path, s3: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: set[tuple[str, str]] = set()
+
+    def once(method: str, path: str) -> int:
+        again = (method, path) in refused
+        refused.add((method, path))
+        return 0 if again else 503
+
+    monkeypatch.setattr(s3, "refuse", once)
+    stores._fetched.clear()
+    upload(local / "clip.mp4", f"{filled}/slow.mp4")
+    assert read_bytes(f"{filled}/slow.mp4") == (local / "clip.mp4").read_bytes()
+    assert len(refused) == 3  # PUT, HEAD, GET

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import pickle
+import socket
 import sys
 import threading
 import time
@@ -212,14 +213,26 @@ def _start(address: str, cpus: int | None) -> None:
         )
         return
     try:
+        _knock(address)
         ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         lines = str(error).strip().splitlines()
         raise KinemaError(
             f"there is no Ray cluster to join: {lines[0] if lines else type(error).__name__}",
             where=address,
             hint="start one with `ray start --head`, or use --ray local",
         ) from None
+
+
+def _knock(address: str) -> None:
+    """Find out in seconds that nobody answers at `host:port`: Ray itself takes five minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), 10).close()
 
 
 def _check_nodes(places: Places) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 SOURCE_FACTS = (
     "width",
@@ -25,6 +26,8 @@ SOURCE_FACTS = (
 """What a clip has of its own; the source's becomes `source_codec` and so on."""
 PASSED_ON = ("codec", "bit_rate", "rotation", "audio", "variable_rate", "width", "height", "fps")
 NOT_PASSED_ON = ("name", "text", "damaged", "clips", "no_clips", "_clips", "_cuts")
+SOURCES = 256
+"""Sources whose clips are Python values at once."""
 TYPES = {
     "id": pa.large_string(),
     "state": pa.large_string(),
@@ -45,30 +48,31 @@ def clip_table(sources: pa.Table) -> pa.Table:
     Args:
         sources: with `_clips` (JSON, null where the source was bad).
     """
-    rows = sorted(_clips(sources), key=lambda row: (row["source_name"], row["start_frame"]))
-    names: dict[str, None] = dict.fromkeys(TYPES)
-    for row in rows:
-        names |= dict.fromkeys(row)
-    columns = {}
-    for name in names:
-        values = [row.get(name) for row in rows]
-        columns[name] = pa.array(values, TYPES.get(name)) if name in TYPES else _array(values)
-    return pa.table(columns)
+    # A piece at a time: rows of Python values take some ten times the memory of columns.
+    pieces = [_columns(rows) for rows in _pieces(sources) if rows]
+    names = list(dict.fromkeys([*TYPES, *(name for piece in pieces for name in piece)]))
+    table = pa.table({name: _joined(name, pieces) for name in names})
+    if not pieces:
+        return table
+    keys = [("source_name", "ascending"), ("start_frame", "ascending")]
+    return table.take(pc.sort_indices(table, keys))
 
 
-def _clips(sources: pa.Table) -> Iterable[dict[str, Any]]:
+def _pieces(sources: pa.Table) -> Iterator[list[dict[str, Any]]]:
+    """Rows of clips, of some sources at once."""
     others = [
         name
         for name in sources.column_names
         if name not in (*SOURCE_FACTS, *NOT_PASSED_ON, "id", "state", "path")
         and not name.startswith("_")
     ]
-    for batch in sources.to_batches(max_chunksize=1024):
-        for source in batch.to_pylist():
-            if source["_clips"] is None:
-                continue
-            for clip in json.loads(source["_clips"]):
-                yield _clip(source, clip, others)
+    for batch in sources.to_batches(max_chunksize=SOURCES):
+        yield [
+            _clip(source, clip, others)
+            for source in batch.to_pylist()
+            if source["_clips"] is not None
+            for clip in json.loads(source["_clips"])
+        ]
 
 
 def _clip(source: dict[str, Any], clip: dict[str, Any], others: list[str]) -> dict[str, Any]:
@@ -94,10 +98,35 @@ def is_whole(source: dict[str, Any], clip: dict[str, Any]) -> bool:
     return bool(clip["start_frame"] == 0 and clip["end_frame"] == source["num_frames"])
 
 
-def _array(values: list[Any]) -> pa.Array:
+def _columns(rows: list[dict[str, Any]]) -> dict[str, pa.Array]:
+    names: dict[str, None] = {}
+    for row in rows:
+        if not row.keys() <= names.keys():
+            names |= dict.fromkeys(row)
+    return {name: _array([row.get(name) for row in rows], TYPES.get(name)) for name in names}
+
+
+def _array(values: list[Any], kind: pa.DataType | None) -> pa.Array:
     """A column of what JSON gave; whole and real numbers together are real."""
     try:
-        array = pa.array(values)
+        array = pa.array(values, kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         array = pa.array([None if v is None else float(v) for v in values], pa.float64())
     return array.cast(pa.large_string()) if pa.types.is_string(array.type) else array
+
+
+def _joined(name: str, pieces: list[dict[str, pa.Array]]) -> pa.Array:
+    """One column of all pieces, null in those that do not have it."""
+    fields = [pa.field(name, piece[name].type) for piece in pieces if name in piece]
+    kind = TYPES.get(name)
+    if kind is None:
+        schemas = [pa.schema([field]) for field in dict.fromkeys(fields)]
+        try:
+            kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            kind = pa.float64()
+    arrays = [
+        piece[name].cast(kind) if name in piece else pa.nulls(len(piece["id"]), kind)
+        for piece in pieces
+    ]
+    return pa.concat_arrays(arrays) if arrays else pa.nulls(0, kind)

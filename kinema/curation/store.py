@@ -45,6 +45,9 @@ FILE_BYTES = 256 << 20
 TAKEN = 1 << 20
 """Rows of a column's piece that is handed out."""
 RESULTS = "results.parquet"
+JOINED = 1024
+"""Batches of a stream that become one when it is read: a row's result is a batch of its own, and
+Arrow keeps some 15 KB of addresses for one."""
 REMOVE = "delete this file: what it held is worked out again"
 OWN = (
     pa.field("key", pa.string()),
@@ -332,7 +335,7 @@ class _StoreWriter(_Writer):
         self._since = time.monotonic()
         if not self._waiting:
             return
-        table = pa.Table.from_batches(self._waiting, self.schema)
+        table = pa.Table.from_batches(self._waiting, self.schema).combine_chunks()
         with new_file(f"{self.folder}/part-{_stamp()}.parquet") as file:
             _write(table, file)
         self._waiting.clear()
@@ -393,6 +396,7 @@ def _key_array(column: pa.ChunkedArray) -> NDArray[np.bytes_]:
 def _read_stream(path: str, schema: pa.Schema) -> pa.Table:
     """The batches that are whole: the last one may have been cut off with the run."""
     batches: list[pa.RecordBatch] = []
+    joined: list[pa.Table] = []
     if not os.path.getsize(path):
         return schema.empty_table()
     with pa.memory_map(path) as file:
@@ -406,7 +410,11 @@ def _read_stream(path: str, schema: pa.Schema) -> pa.Table:
                     batches.append(reader.read_next_batch())
                 except StopIteration:
                     break
-        return pa.Table.from_batches(batches, schema)
+                if len(batches) == JOINED:
+                    joined.append(pa.Table.from_batches(batches, schema).combine_chunks())
+                    batches.clear()
+        joined.append(pa.Table.from_batches(batches, schema).combine_chunks())
+        return pa.concat_tables(joined)
 
 
 def _stamp() -> str:

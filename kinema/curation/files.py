@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kinema.config.errors import KinemaError
-from kinema.media.stores import filesystem, is_url, parent, store_errors, upload
+from kinema.media.stores import filesystem, is_url, store_errors, upload
 from kinema.media.write import atomic_output
 
 
@@ -49,19 +49,27 @@ def put(file: Path, url: str) -> None:
 
 
 class Present:
-    """Says which files are there; folders of stores are listed once."""
+    """Says which files are there. Each folder is listed once: of a million files on a shared disk
+    or in a store that takes seconds, one by one many minutes."""
 
     def __init__(self) -> None:
         self._listed: dict[str, set[str]] = {}
 
     def __contains__(self, path: str) -> bool:
-        if not is_url(path):
-            return os.path.exists(path)
-        folder = str(parent(path))
+        folder, name = posixpath.split(path)
         if folder not in self._listed:
-            system, below = filesystem(folder)
-            with store_errors(folder):
-                system.invalidate_cache(below)
-                names = system.find(below, maxdepth=1) if system.exists(below) else []
-            self._listed[folder] = {posixpath.basename(name) for name in names}
-        return posixpath.basename(path) in self._listed[folder]
+            self._listed[folder] = _names_in(folder)
+        return name in self._listed[folder]
+
+
+def _names_in(folder: str) -> set[str]:
+    if not is_url(folder):
+        try:
+            return set(os.listdir(folder))
+        except OSError:
+            return set()
+    system, below = filesystem(folder)
+    with store_errors(folder):
+        system.invalidate_cache(below)
+        names = system.find(below, maxdepth=1) if system.exists(below) else []
+    return {posixpath.basename(name) for name in names}

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from kinema.curation.config import CutConfig, FramesConfig
 from kinema.curation.files import new_file
-from kinema.curation.stage import Bad, Found, Part, Places, Result, Row, Work
+from kinema.curation.stage import Bad, Found, Part, Places, Result, Row, Work, result_key
 from kinema.media.errors import PASSING, MediaError
 from kinema.media.stores import Place, is_url, version_in_store
 
@@ -77,9 +77,11 @@ class CutStage:
             "whole": self.cut.whole,
         }
         frames = {"frames": pa.string(), "frames_count": pa.int32()}
+        # A file that is used where it is may be moved.
+        depends = (*BORDERS, "source") if self.cut.whole == "keep" else BORDERS
         return [
-            Part("cut", COLUMNS, {"version": VERSION} | asdict(self.cut), BORDERS),
-            Part("frames", frames, look | asdict(self.frames), BORDERS),
+            Part("cut", COLUMNS, {"version": VERSION} | asdict(self.cut), depends, file="path"),
+            Part("frames", frames, look | asdict(self.frames), BORDERS, file="frames"),
         ]
 
     def time_limit_s(self, row: Row) -> float:
@@ -111,13 +113,14 @@ def _cut(stage: CutStage, places: Places, row: Row, todo: Sequence[str]) -> Resu
     from kinema.curation.frames import frame_places
 
     how = _how(stage.cut, row)
+    cut_part, frames_part = stage.parts
     source, start, end = row["source"], row["start_frame"], row["end_frame"]
     shape = _shape(stage.cut, row, how)
     found: dict[str, Found] = {}
     strip = _Strip(stage.frames, frame_places(start, end, stage.frames.count), shape)
     if "cut" in todo and how == "encode":
         timing = _timing(row)
-        place = f"{row['id'][:2]}/{clip_name(row)}.mp4"
+        place = f"{row['id'][:2]}/{clip_name(row, cut_part)}.mp4"
         wanted = sorted({*timing.places.tolist(), *(strip.places if "frames" in todo else ())})
         frames = decode(source, wanted)
         if "frames" in todo:
@@ -130,14 +133,14 @@ def _cut(stage: CutStage, places: Places, row: Row, todo: Sequence[str]) -> Resu
             path = f"clips/{place}"
             found["cut"] = _encoded(row, timing, shape, path, os.stat(file).st_size, file_gop(file))
     elif "cut" in todo and how == "copy":
-        found["cut"] = _copy(places, row)
+        found["cut"] = _copy(places, row, cut_part)
     elif "cut" in todo:
         found["cut"] = _kept(row)
     if "frames" in todo:
         if not strip.pictures:
             for _ in strip.watch(decode(source, sorted(set(strip.places))), set()):
                 pass
-        place = f"{row['id'][:2]}/{row['id']}.jpg"
+        place = f"{row['id'][:2]}/{row['id']}-{result_key(row, frames_part)[:8]}.jpg"
         with new_file(f"{places.frames}/{place}") as file:
             strip.write(file)
         found["frames"] = {"frames": f"frames/{place}", "frames_count": len(strip.places)}
@@ -225,11 +228,12 @@ def file_gop(path: Place) -> int:
     return gop_of(packet_index(path))
 
 
-def clip_name(row: Row) -> str:
-    """`<stem>_<8 digits of the id>`: letters, digits, dots, dashes of the source's name."""
+def clip_name(row: Row, part: Part) -> str:
+    """`<stem>_<16 digits>`: letters, digits, dots, dashes of the source's name, and digits that
+    other settings or another source change, so that what is kept of those stays true."""
     stem = PurePosixPath(str(row["source"])).stem
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._-")[:60] or "clip"
-    return f"{safe}_{row['id'][:8]}"
+    return f"{safe}_{result_key(row, part)[:16]}"
 
 
 class _Strip:
@@ -283,12 +287,12 @@ def _encoded(
     }
 
 
-def _copy(places: Places, row: Row) -> Found:
+def _copy(places: Places, row: Row, part: Part) -> Found:
     from kinema.curation.copy_packets import can_copy, copied_suffix, copy_packets
 
     index = known_index(row["source"])
     seconds = [*index.seconds().tolist(), index.duration_s]
-    place = f"{row['id'][:2]}/{clip_name(row)}{copied_suffix(row['source_codec'])}"
+    place = f"{row['id'][:2]}/{clip_name(row, part)}{copied_suffix(row['source_codec'])}"
     start, end = row["start_frame"], row["end_frame"]
     if not can_copy(index, start, end):
         what = f"no key frame between {row['start_s']:.2f} s and {row['end_s']:.2f} s"

@@ -3,6 +3,7 @@ and kept as it comes."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from kinema.curation.executor import Executor, Task, merged
+from kinema.curation.files import Present
 from kinema.curation.stage import Bad, Part, Places, Row, Stage, result_key
 from kinema.curation.store import ResultStore
+from kinema.media.stores import is_url
 from kinema.telemetry.progress import Progress
 
 CHUNK = 1024
@@ -99,7 +102,7 @@ def run_stages(
     Raises:
         KinemaError: a stage cannot be opened or cannot go on; what was found is kept.
     """
-    call = _Call(stages, table, store)
+    call = _Call(stages, table, places, store)
     stats = [StageStats(s.name, s.gpu, executor.workers(s)) for s in stages]
     start = time.monotonic()
     with Progress(label, total=table.num_rows, unit="row") as bar:
@@ -116,9 +119,11 @@ def run_stages(
     return call.report(stats)
 
 
-def recall(stages: Sequence[Stage], table: pa.Table, store: ResultStore) -> StagesReport:
+def recall(
+    stages: Sequence[Stage], table: pa.Table, *, places: Places, store: ResultStore
+) -> StagesReport:
     """What is known of rows without finding anything: as `run_stages`, null for the rest."""
-    call = _Call(stages, table, store)
+    call = _Call(stages, table, places, store)
     stats = [StageStats(stage.name, stage.gpu) for stage in stages]
     for _ in call.tasks(lambda: None, stats):
         pass
@@ -153,10 +158,14 @@ class _Chunk:
 class _Call:
     """The rows of one call, and where each of them is."""
 
-    def __init__(self, stages: Sequence[Stage], table: pa.Table, store: ResultStore) -> None:
+    def __init__(
+        self, stages: Sequence[Stage], table: pa.Table, places: Places, store: ResultStore
+    ) -> None:
         self._stages = stages
         self._table = table
+        self._places = places
         self._store = store
+        self._present = Present()
         self._parts = [list(stage.parts) for stage in stages]
         given: dict[str, str] = {}
         for part in (p for parts in self._parts for p in parts):
@@ -185,6 +194,7 @@ class _Call:
             chunk = _Chunk(first, self._table.slice(first, CHUNK).to_pylist())
             for number, parts in enumerate(self._parts):
                 self._look_up(number, parts, chunk, stats[number])
+            self._ask_for_lost_files(chunk, stats)
             asked = [i for i, todo in enumerate(chunk.todo) if any(todo)]
             columns = self._columns(chunk, asked)
             for _ in range(len(chunk.rows) - len(asked)):
@@ -233,6 +243,37 @@ class _Call:
         for i, row in enumerate(self._known[part.name].take(found, names).to_pylist()):
             if chunk.alive[i] and found[i] >= 0:
                 chunk.seen[i] = chunk.seen[i] | row
+
+    def _ask_for_lost_files(self, chunk: _Chunk, stats: list[StageStats]) -> None:
+        """Let files be made anew that results name and nobody finds. What a stage makes of a row
+        is always the same, so results that came of these files stay."""
+        for number, parts in enumerate(self._parts):
+            for part in parts:
+                if part.file is None:
+                    continue
+                found = chunk.found[part.name]
+                names = self._known[part.name].take(found, [part.file]).column(0).to_pylist()
+                for i, name in enumerate(names):
+                    todo = chunk.todo[i]
+                    if name is None or not self._is_lost(part, name, any(todo[number + 1 :])):
+                        continue
+                    found[i] = -1
+                    self._keys[part.name][chunk.first + i] = b""
+                    stats[number].recalled -= not todo[number]
+                    todo[number] = (*todo[number], part.name)
+
+    def _is_lost(self, part: Part, name: str, read: bool) -> bool:
+        """Whether a result's file is gone and wanted.
+
+        Args:
+            read: whether a later stage has something to find, and may read the file.
+        """
+        if os.path.isabs(name) or is_url(name):
+            return False  # a file used where it is: no work of this run
+        assert part.file is not None
+        if part.file.startswith("_"):
+            return read and f"{self._places.signals}/{name}" not in self._present
+        return f"{self._places.out}/{name}" not in self._present
 
     def _columns(self, chunk: _Chunk, asked: list[int]) -> list[list[Row]]:
         """Of each row that is asked about, the columns that are known of each stage."""

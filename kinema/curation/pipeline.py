@@ -253,7 +253,7 @@ def _through(
     clips = put_back(clips, report.table, rows)
     # What an earlier run with other rules found costs nothing to have.
     others = np.flatnonzero(dropped_before != "")
-    known = recall(stages, clips.take(pa.array(others)), run.store).table
+    known = recall(stages, clips.take(pa.array(others)), places=run.places, store=run.store).table
     return put_back(clips, known, others), dropped
 
 

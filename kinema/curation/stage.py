@@ -57,6 +57,10 @@ class Part:
     thresholds, the hash of a model's files. Other values: results are found anew."""
     depends: tuple[str, ...] = ()
     """Columns whose values the result depends on (`text` for a match score)."""
+    file: str | None = None
+    """The column that names a file which the result is, below the run's folder; of an internal
+    column (`_signals_scenes`), below `Places.signals`. Where the file is gone it is made anew: at
+    once, or, of an internal column, when a later stage has something to find for the row."""
 
     @property
     def key(self) -> str:

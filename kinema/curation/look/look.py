@@ -16,7 +16,7 @@ from kinema.curation.config import HashConfig, MotionConfig, QualityConfig, Scen
 from kinema.curation.files import new_file
 from kinema.curation.look.analyzer import SMALL
 from kinema.curation.look.packages import opencv
-from kinema.curation.stage import Bad, Found, Part, Places, Result, Row, Work
+from kinema.curation.stage import Bad, Found, Part, Places, Result, Row, Work, result_key
 from kinema.media.errors import PASSING, MediaError
 from kinema.media.stores import Place
 
@@ -64,7 +64,8 @@ class LookStage:
             made_by = {"pass": VERSION, "small": SMALL, "version": import_module(module).VERSION}
             if name != "scenes":  # whose settings decide by the scores, later
                 made_by |= asdict(settings)
-            parts.append(Part(name, _signal_columns(name), made_by))
+            columns = _signal_columns(name)
+            parts.append(Part(name, columns, made_by, file=f"_signals_{name}"))
         return parts
 
     def time_limit_s(self, row: Row) -> float:
@@ -109,7 +110,7 @@ def look_at(stage: LookStage, places: Places, row: Row) -> Result:
         if name == "scenes":
             signals = signals | {"damaged": seen.damaged, "keys": seen.keys}
             columns["damaged"] = int(seen.damaged.sum())
-        place = f"{row['id'][:2]}/{row['id']}.{name}-{part.key[:8]}.npz"
+        place = f"{row['id'][:2]}/{row['id']}.{name}-{result_key(row, part)[:8]}.npz"
         with new_file(f"{places.signals}/{place}") as file:
             write_signals(file, signals)
         found[name] = columns | {f"_signals_{name}": place}

@@ -97,6 +97,7 @@ def run(
     """
     from kinema.curation.pipeline import curate
 
+    output = output.rstrip("/") or "/"
     given, overrides = split_overrides([*inputs, *context.args])
     found = read_recipe(recipe, overrides)
     executor = open_executor(workers, ray)

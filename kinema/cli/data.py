@@ -62,8 +62,12 @@ def index(
 
     Files that cannot be used are reported and left out. An interrupted run continues where it was.
     """
+    from kinema.cli.this_machine import refuse_url
     from kinema.data.index import index_folder
 
+    url = f"kinema curate {folder}".replace(":/", "://", 1)
+    refuse_url(folder, "what is indexed", hint=f"{url} --recipe curate/clips -o OUT, for a store")
+    refuse_url(output, "the manifest", hint="write it here; `kinema data filter` copies it")
     try:
         result = index_folder(
             folder,
@@ -114,7 +118,7 @@ def _print_some(title: str, lines: list[str]) -> None:
 def check(
     manifest: ManifestPath,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option("-o", "--output", help="Write the manifest with bad rows marked as dropped."),
     ] = None,
     data_root: DataRoot = None,
@@ -124,10 +128,10 @@ def check(
     """Decode every clip fully and compare it with its row; fails if one is bad."""
     from kinema.data.check import check_manifest, mark_bad
     from kinema.data.manifest import Manifest
-    from kinema.data.tables import check_ending
+    from kinema.data.table_file import check_place
 
     if output:
-        check_ending(output)
+        check_place(output)
     table = Manifest.read(manifest, data_root=data_root)
     bad = check_manifest(table, workers=workers, timeout_s=timeout)
     for item in bad:

@@ -68,10 +68,12 @@ def encode(
 
     The same command goes on after an interruption, and takes in more resolutions.
     """
+    from kinema.cli.this_machine import refuse_url
     from kinema.parallel.world import open_world
     from kinema.training.encode_latents import encode_latents
     from kinema.training.parts import load_vae
 
+    refuse_url(output, "the cache", hint="write it here; copy it to the store then")
     found, manifest = _read(recipe, overrides, data_path, data_root)
     with open_world(device) as world:
         vae, _ = load_vae(found, world.device)

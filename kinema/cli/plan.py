@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,7 +33,7 @@ def plan(
     ),
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of one machine.")] = 8,
     manifest: Annotated[
-        Path | None, typer.Option(help="Clips to plan for: .csv or .parquet.")
+        str | None, typer.Option(help="Clips to plan for: .csv or .parquet.")
     ] = None,
     like: Annotated[
         str | None,

@@ -35,7 +35,7 @@ def encode(
         typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe: text.precision=int8."),
     ] = None,
     data_path: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Manifest whose captions are encoded; the recipe's own by default."),
     ] = None,
     prompt_path: Annotated[
@@ -62,6 +62,7 @@ def encode(
 
     The same command goes on after an interruption.
     """
+    from kinema.cli.this_machine import refuse_url
     from kinema.config.errors import ConfigError
     from kinema.config.recipe import load_recipe
     from kinema.data.manifest import Manifest
@@ -71,6 +72,7 @@ def encode(
     from kinema.training.config import TrainRecipe
     from kinema.training.encode import write_text_cache
 
+    refuse_url(output, "the cache", hint="write it here; copy it to the store then")
     found = load_recipe(recipe, TrainRecipe, overrides or [])
     if found.text is None:
         raise ConfigError("this recipe has no text encoder", where=recipe)

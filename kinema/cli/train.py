@@ -142,6 +142,7 @@ def _command(task: str) -> Callable[..., None]:
             # Before PyTorch is there. Buckets of many sizes would leave holes in a GPU's memory.
             os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         from kinema.checkpoint.errors import CheckpointError
+        from kinema.cli.this_machine import refuse_url
         from kinema.config.errors import ConfigError
         from kinema.telemetry.config import WandbConfig
         from kinema.training.guard import GuardError
@@ -163,6 +164,7 @@ def _command(task: str) -> Callable[..., None]:
         name, changes = split(recipe, overrides or [])
         changes = changes_of(changes, data_path, data_root, outputs)
         checked = read_recipe(name, changes, start)
+        refuse_url(checked.outputs, "outputs", hint="write here; copy checkpoints to the store")
         if checked.task.type != task:
             other = "train-vae" if task == "text-to-video" else "train"
             raise ConfigError(

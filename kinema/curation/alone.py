@@ -7,7 +7,6 @@ columns. What was found is kept beside the new manifest, so that a stopped run g
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +24,8 @@ from kinema.curation.stage import Places, Stage
 from kinema.curation.stages import caption_stages, clip_stages, frame_stages, source_stages
 from kinema.curation.store import ResultStore
 from kinema.data.manifest import Manifest
+from kinema.data.table_file import whole_place
+from kinema.media.stores import parent
 
 WORK = ".curation"
 """Ending of the folder beside the new manifest."""
@@ -46,7 +47,7 @@ class Alone:
         """
         self._recipe = recipe
         self._executor = executor
-        self._places = Places.below(f"{os.path.abspath(output)}{WORK}")
+        self._places = Places.below(f"{whole_place(output)}{WORK}")
         self.bad: list[BadRow] = []
         self.stats: list[StageStats] = []
 
@@ -92,7 +93,7 @@ class Alone:
         if not rows:
             raise KinemaError(f"none of {found.table.num_rows} videos gives a clip", where=output)
         table = pa.table({n: [row[n] for row in rows] for n in ("path", "_cuts")})
-        write_cut_list(output, table, data_root=os.path.dirname(os.path.abspath(output)))
+        write_cut_list(output, table, data_root=parent(whole_place(output)))
         return sum(len(json.loads(row["_cuts"])) for row in rows)
 
     def columns(

@@ -138,6 +138,20 @@ def version_in_store(url: Place) -> str:
     return _version(_info(url)[2])
 
 
+def is_file(place: Place) -> bool:
+    """Whether there is such a file.
+
+    Raises:
+        OSError, StoreError: a store does not say.
+    """
+    if not is_url(place):
+        return os.path.isfile(place)
+    try:
+        return bool(_info(place))
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+
+
 def _version(info: dict[str, Any]) -> str:
     marks = (info.get(name) for name in ("ETag", "etag", "md5Hash", "LastModified", "mtime",
                                          "updated", "created"))  # fmt: skip

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,9 @@ import pyarrow.compute as pc
 
 from kinema.config.errors import KinemaError
 from kinema.curation.importers.columns import as_text, join, tidy, to_mask
+from kinema.data.table_file import moved, whole_place
 from kinema.data.tables import read_table, write_table
+from kinema.media.stores import is_url, parent, suffix
 
 PATH, CUTS = "path", "_cuts"
 HINT = "kinema data import NAME TABLE --videos FOLDER -o CUTS.parquet writes one"
@@ -34,27 +36,28 @@ def write_cut_list(path: str | Path, table: pa.Table, *, data_root: str | Path) 
     """Write sources and their cuts (`cut_table`).
 
     Args:
-        path: ends in `.parquet`.
+        path: ends in `.parquet`; a path, or the URL of a store.
         table: columns `path` and `_cuts`; relative paths are below `data_root`.
-        data_root: a folder.
+        data_root: a folder, or its URL.
 
     Raises:
         KinemaError: another ending, or the file cannot be written.
     """
-    path = Path(path)
-    if path.suffix.lower() != ".parquet":
-        raise KinemaError(
-            "a cut list's name ends in .parquet", where=str(path), hint=f"{path.stem}.parquet"
-        )
-    here, root = os.path.abspath(path.parent), os.path.abspath(data_root)
-    if here != root:
+    place = whole_place(path)
+    if suffix(place) != ".parquet":
+        hint = f"{PurePosixPath(place).stem}.parquet"
+        raise KinemaError("a cut list's name ends in .parquet", where=str(path), hint=hint)
+    here, root = whole_place(parent(place)), whole_place(data_root)
+    if is_url(here) or is_url(root):
+        table = moved(table, root, here)
+    elif here != root:
         below = os.path.relpath(root, here)
         prefix = f"{root.rstrip('/')}/" if below.startswith("..") else f"{below}/"
         paths = as_text(table.column(PATH))
         bare = pc.or_(pc.starts_with(paths, "/"), pc.match_substring(paths, "://"))
         paths = pc.if_else(bare, paths, join(prefix, paths))
         table = table.set_column(table.column_names.index(PATH), PATH, paths)
-    write_table(table, path)
+    write_table(table, place)
 
 
 def read_cut_list(path: str | Path) -> pa.Table:

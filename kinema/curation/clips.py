@@ -24,8 +24,20 @@ SOURCE_FACTS = (
     "file_size",
 )
 """What a clip has of its own; the source's becomes `source_codec` and so on."""
-PASSED_ON = ("codec", "bit_rate", "rotation", "audio", "variable_rate", "width", "height", "fps")
+PASSED_ON = ("codec", "bit_rate", "rotation", "audio", "variable_rate", "width", "height", "fps",
+             "pixel_aspect")  # fmt: skip
 NOT_PASSED_ON = ("name", "text", "damaged", "clips", "no_clips", "_clips", "_cuts")
+MADE_HERE = frozenset(
+    ("state", "path", "source", "source_name", "source_id", "frames", "frames_count", "gop",
+     "cut_by", "lost_s", "dropped_by", *(f"source_{name}" for name in PASSED_ON))
+)  # fmt: skip
+"""Columns that are this run's own: what a table or a list of cuts has under these names (another
+run's manifest does) is about other files."""
+PLACES = frozenset(
+    ("whole", "start_frame", "end_frame", "start_s", "end_s", "resolution", "border_top",
+     "border_bottom", "border_left", "border_right", "border_share")
+)  # fmt: skip
+"""As `MADE_HERE`; `segment` gives them."""
 SOURCES = 256
 """Sources whose clips are Python values at once."""
 TYPES = {
@@ -54,7 +66,8 @@ def clip_table(sources: pa.Table) -> pa.Table:
     table = pa.table({name: _joined(name, pieces) for name in names})
     if not pieces:
         return table
-    keys = [("source_name", "ascending"), ("start_frame", "ascending")]
+    # Sources of one name, and cuts that overlap: their order is not left to chance.
+    keys = [(name, "ascending") for name in ("source_name", "start_frame", "end_frame", "id")]
     return table.take(pc.sort_indices(table, keys))
 
 
@@ -63,7 +76,7 @@ def _pieces(sources: pa.Table) -> Iterator[list[dict[str, Any]]]:
     others = [
         name
         for name in sources.column_names
-        if name not in (*SOURCE_FACTS, *NOT_PASSED_ON, "id", "state", "path")
+        if name not in (*SOURCE_FACTS, *NOT_PASSED_ON, "id", *MADE_HERE, *PLACES)
         and not name.startswith("_")
     ]
     for batch in sources.to_batches(max_chunksize=SOURCES):
@@ -83,12 +96,15 @@ def _clip(source: dict[str, Any], clip: dict[str, Any], others: list[str]) -> di
         "source_name": source["name"],
         "source_id": source["id"],
     }
-    row |= {f"source_{name}": source[name] for name in PASSED_ON}
+    row |= {f"source_{name}": source.get(name) for name in PASSED_ON}
     if is_whole(source, clip):
         row |= {name: source[name] for name in others}
         row["text"] = source.get("text") or ""
-    given = {name: value for name, value in clip.items() if value is not None or name not in row}
-    row |= given
+    row |= {
+        name: value
+        for name, value in clip.items()
+        if name not in MADE_HERE and (value is not None or name not in row)
+    }
     row["text"] = row.get("text") or ""
     return row
 
@@ -107,11 +123,15 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, pa.Array]:
 
 
 def _array(values: list[Any], kind: pa.DataType | None) -> pa.Array:
-    """A column of what JSON gave; whole and real numbers together are real."""
+    """A column of what JSON gave; whole and real numbers together are real, numbers and text
+    together are text."""
     try:
         array = pa.array(values, kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        array = pa.array([None if v is None else float(v) for v in values], pa.float64())
+        if all(v is None or isinstance(v, (int, float)) for v in values):
+            array = pa.array([None if v is None else float(v) for v in values], pa.float64())
+        else:
+            array = pa.array([None if v is None else _text(v) for v in values], pa.large_string())
     return array.cast(pa.large_string()) if pa.types.is_string(array.type) else array
 
 
@@ -124,9 +144,19 @@ def _joined(name: str, pieces: list[dict[str, pa.Array]]) -> pa.Array:
         try:
             kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
         except (pa.ArrowInvalid, pa.ArrowTypeError):
-            kind = pa.float64()
+            kind = pa.large_string()
     arrays = [
-        piece[name].cast(kind) if name in piece else pa.nulls(len(piece["id"]), kind)
+        _as(piece[name], kind) if name in piece else pa.nulls(len(piece["id"]), kind)
         for piece in pieces
     ]
     return pa.concat_arrays(arrays) if arrays else pa.nulls(0, kind)
+
+
+def _as(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    if array.type != kind and pa.types.is_large_string(kind):
+        return pa.array([None if v is None else _text(v) for v in array.to_pylist()], kind)
+    return array.cast(kind)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -10,6 +10,7 @@ from typing import Any
 import av
 import numpy as np
 from av import Packet
+from av.video.stream import VideoStream
 
 from kinema.media.container import open_video
 from kinema.media.errors import MediaError
@@ -51,28 +52,45 @@ def copy_packets(path: Place, target: Path, index: FrameIndex, start: int, end: 
 
     Raises:
         MediaError: the file cannot be used.
+        OSError: `target` cannot be written.
     """
-    key = int(_keys(index, start, end)[0])
+    key = first_key(index, start, end)
     positions = {int(t): i for i, t in enumerate(index.times)}
+    failed: OSError | None = None
     with open_video(path) as video:
         first = int(index.times[key])
         video.container.seek(first, stream=video.stream)
         packets = _closed(video.container.demux(video.stream), positions, key, end)
         if not packets:
             raise MediaError("corrupt", path, f"no packets from key frame {key} on")
-        with av.open(str(target), "w", options=_options(target)) as container:
-            stream = container.add_stream_from_template(video.stream)
-            for packet in packets:
-                packet.pts = None if packet.pts is None else packet.pts - first
-                packet.dts = None if packet.dts is None else packet.dts - first
-                packet.stream = stream
-                container.mux(packet)
+        for packet in packets:
+            packet.pts = None if packet.pts is None else packet.pts - first
+            packet.dts = None if packet.dts is None else packet.dts - first
+        try:
+            _write(target, video.stream, packets)
+        except OSError as error:
+            failed = error  # of the target: not to be taken for one of the source
+    if failed is not None:
+        raise OSError(failed.errno, failed.strerror, str(target))
     return Copied(key, key + len(packets))
+
+
+def _write(target: Path, template: VideoStream, packets: list[Packet]) -> None:
+    with av.open(str(target), "w", options=_options(target)) as container:
+        stream = container.add_stream_from_template(template)
+        for packet in packets:
+            packet.stream = stream
+            container.mux(packet)
 
 
 def can_copy(index: FrameIndex, start: int, end: int) -> bool:
     """Whether a key frame lies in the range, and frames have usable time stamps."""
     return index.timed and len(_keys(index, start, end)) > 0
+
+
+def first_key(index: FrameIndex, start: int, end: int) -> int:
+    """Where a copy of frames `start` to `end` begins, if `can_copy`."""
+    return int(_keys(index, start, end)[0])
 
 
 def gop_of(index: FrameIndex) -> int:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from kinema.curation.picture import Shape
     from kinema.media.frame_index import FrameIndex
 
-VERSION = 1
+VERSION = 2
+SHAPED_BY = ("height", "width", "whole", "source_pixel_aspect")
 BORDERS = ("border_top", "border_bottom", "border_left", "border_right")
 COLUMNS: dict[str, pa.DataType] = {
     "path": pa.string(),
@@ -116,6 +117,8 @@ def _cut(stage: CutStage, places: Places, row: Row, todo: Sequence[str]) -> Resu
     cut_part, frames_part = stage.parts
     source, start, end = row["source"], row["start_frame"], row["end_frame"]
     shape = _shape(stage.cut, row, how)
+    if how == "copy":
+        start = _copied_from(source, start, end)
     found: dict[str, Found] = {}
     strip = _Strip(stage.frames, frame_places(start, end, stage.frames.count), shape)
     if "cut" in todo and how == "encode":
@@ -149,7 +152,7 @@ def _cut(stage: CutStage, places: Places, row: Row, todo: Sequence[str]) -> Resu
 
 def with_planned_sizes(config: CutConfig, table: pa.Table) -> pa.Table:
     """Clips with the `height` and `width` (and what follows from them) that cutting will give."""
-    names = [n for n in ("height", "width", "whole", *BORDERS) if n in table.column_names]
+    names = [n for n in (*SHAPED_BY, *BORDERS) if n in table.column_names]
     heights, widths = [], []
     for row in table.select(names).to_pylist():
         how = _how(config, row)
@@ -172,8 +175,9 @@ def _how(config: CutConfig, row: Row) -> str:
     """`kept`, `copy` or `encode`."""
     cropped = config.letterbox == "crop" and any(row.get(side) for side in BORDERS)
     smaller = config.max_side is not None and min(row["height"], row["width"]) > config.max_side
+    oblong = (row.get("source_pixel_aspect") or 1.0) != 1.0
     if row["whole"] and config.whole == "keep":
-        return "encode" if config.mode == "encode" and (cropped or smaller) else "kept"
+        return "encode" if config.mode == "encode" and (cropped or smaller or oblong) else "kept"
     return config.mode
 
 
@@ -183,7 +187,10 @@ def _shape(config: CutConfig, row: Row, how: str) -> Shape:
     crop = Crop()
     if config.letterbox == "crop" and how == "encode":
         crop = Crop(*(row.get(side) or 0 for side in BORDERS))
-    return Shape.of(row["height"], row["width"], crop, config.max_side if how == "encode" else None)
+    if how != "encode":
+        return Shape.of(row["height"], row["width"], crop, None)
+    aspect = row.get("source_pixel_aspect") or 1.0
+    return Shape.of(row["height"], row["width"], crop, config.max_side, aspect)
 
 
 def _timing(row: Row) -> Timing:
@@ -278,7 +285,7 @@ def _encoded(
         "path": path,
         "num_frames": len(timing.places),
         "duration": round(len(timing.places) / rate, 6),
-        "fps": row["fps"] if not row["source_variable_rate"] else rate,
+        "fps": rate if row["source_variable_rate"] or not row["fps"] else row["fps"],
         "file_size": size,
         "gop": gop,
         "cut_by": "encode",
@@ -315,6 +322,14 @@ def _copy(places: Places, row: Row, part: Part) -> Found:
         "cut_by": "copy",
         "lost_s": max(0.0, round(row["end_s"] - row["start_s"] - (end_s - start_s), 6)),
     }
+
+
+def _copied_from(source: Place, start: int, end: int) -> int:
+    """Where a copy begins: a model is to see no frame that is not in the clip."""
+    from kinema.curation.copy_packets import can_copy, first_key
+
+    index = known_index(source)
+    return first_key(index, start, end) if can_copy(index, start, end) else start
 
 
 def _kept(row: Row) -> dict[str, Any]:

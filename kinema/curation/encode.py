@@ -15,6 +15,11 @@ from av import VideoFrame
 from kinema.curation.picture import Shape
 from kinema.media.frame_index import FrameIndex
 
+FASTEST = 240.0
+"""Frames per second at most of what was recorded at a variable rate: frames that come in pairs a
+millisecond apart do not mean a thousand a second."""
+SLOWEST = Fraction(1, 1001)
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -45,9 +50,11 @@ def resampled_timing(index: FrameIndex, start: int, end: int) -> Timing:
     steps = np.diff(times)
     base = float(index.time_base)
     if len(steps) < 2 or not index.timed or np.ptp(steps) <= max(2, 0.01 * steps.mean()):
-        return even_timing(start, end, len(steps) / (float(times[-1] - times[0]) * base))
-    step = float(np.median(steps)) * base
+        duration = float(times[-1] - times[0]) * base
+        return even_timing(start, end, len(steps) / duration if duration else 0.0)
     duration = float(times[-1] - times[0]) * base
+    fastest = max(FASTEST, len(steps) / duration)
+    step = max(float(np.median(steps)) * base, 1 / fastest)
     count = max(1, round(duration / step))
     rate = _fraction(1 / step)
     # A moment that meets a frame's start but for rounding belongs to that frame.
@@ -109,5 +116,6 @@ def _in_time(
 
 
 def _fraction(fps: float) -> Fraction:
-    """Frames per second as containers write them (30000/1001 for 29.97)."""
-    return Fraction(fps).limit_denominator(1001)
+    """Frames per second as containers write them (30000/1001 for 29.97); of a single picture, which
+    has none, 25."""
+    return Fraction(fps).limit_denominator(1001) or SLOWEST if fps > 0 else Fraction(25)

@@ -1,7 +1,9 @@
-"""From a decoded frame to the picture of a clip: upright, without borders, yuv420p."""
+"""From a decoded frame to the picture of a clip: upright, without borders, square pixels,
+yuv420p."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,24 +37,32 @@ class Shape:
     width: int
 
     @classmethod
-    def of(cls, height: int, width: int, crop: Crop, max_side: int | None) -> Shape:
+    def of(
+        cls,
+        height: int,
+        width: int,
+        crop: Crop,
+        max_side: int | None,
+        pixel_aspect: float = 1.0,
+    ) -> Shape:
         """Args:
         height: pixels as displayed.
         width: pixels as displayed.
         crop: borders; those that are odd lose a pixel more.
         max_side: pixels of the shorter side at most.
+        pixel_aspect: width of a pixel by its height: the picture becomes larger in one direction,
+            so that pixels are square.
         """
         even = Crop(crop.top + crop.top % 2, crop.bottom, crop.left + crop.left % 2, crop.right)
         rest_h = max(2, (height - even.top - even.bottom) // 2 * 2)
         rest_w = max(2, (width - even.left - even.right) // 2 * 2)
-        shorter = min(rest_h, rest_w)
-        if max_side is None or shorter <= max_side:
-            return cls(even, rest_h, rest_w)
-        scale = max_side / shorter
+        square_h = rest_h / min(1.0, pixel_aspect)
+        square_w = rest_w * max(1.0, pixel_aspect)
+        scale = min(1.0, (max_side or math.inf) / min(square_h, square_w))
         return cls(
             even,
-            max(2, round(rest_h * scale / 2) * 2),
-            max(2, round(rest_w * scale / 2) * 2),
+            max(2, round(square_h * scale / 2) * 2),
+            max(2, round(square_w * scale / 2) * 2),
         )
 
     def apply(self, frame: VideoFrame) -> VideoFrame:

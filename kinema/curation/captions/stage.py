@@ -82,7 +82,7 @@ class CaptionStage:
             made_by |= {"model": config.model, "detail": config.detail, "request": config.request}
         # Where borders are cut off the picture is another one; scaled it is the same, and asking
         # costs money.
-        depends = {*columns(template.text), *BORDERS}
+        depends = {*columns(template.text), *BORDERS, "start_frame", "end_frame"}
         if config.existing == "keep":
             depends.add("text")
         if config.frames_as == "video":

@@ -12,7 +12,7 @@ from kinema.media.container import OpenVideo
 from kinema.media.frame_index import FrameIndex
 from kinema.media.probe import average_rate
 
-VERSION = 1
+VERSION = 2
 COLUMNS: dict[str, pa.DataType] = {
     "width": pa.int32(),
     "height": pa.int32(),
@@ -26,7 +26,12 @@ COLUMNS: dict[str, pa.DataType] = {
     "audio": pa.bool_(),
     "variable_rate": pa.bool_(),
     "file_size": pa.int64(),
+    "pixel_aspect": pa.float64(),
 }
+NEARLY_SQUARE = 0.01
+"""Pixels whose sides differ by at most this share count as square: rounding of encoders."""
+MOST_OBLONG = 4.0
+"""Sides of pixels that differ by more are no statement but a mistake in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,8 @@ class SourceInfo:
     audio: bool
     variable_rate: bool
     file_size: int
+    pixel_aspect: float = 1.0
+    """Width of a pixel by its height, as displayed; 1 where the file does not say."""
 
     @property
     def width(self) -> int:
@@ -75,10 +82,11 @@ def describe(video: OpenVideo, index: FrameIndex, first: VideoFrame) -> SourceIn
     bit_rate = stream.bit_rate or video.container.bit_rate or 0
     if not bit_rate and duration > 0:
         bit_rate = round(video.file_size * 8 / duration)
+    rotation = -round(first.rotation / 90) % 4 * 90
     return SourceInfo(
         stored_width=first.width,
         stored_height=first.height,
-        rotation=-round(first.rotation / 90) % 4 * 90,
+        rotation=rotation,
         num_frames=len(index),
         fps=average_rate(index, float(stream.average_rate or 0)),
         duration=duration,
@@ -87,4 +95,17 @@ def describe(video: OpenVideo, index: FrameIndex, first: VideoFrame) -> SourceIn
         audio=bool(video.container.streams.audio),
         variable_rate=index.variable_rate,
         file_size=video.file_size,
+        pixel_aspect=pixel_aspect(float(stream.sample_aspect_ratio or 1), rotation),
     )
+
+
+def pixel_aspect(stored: float, rotation: int) -> float:
+    """Width of a displayed pixel by its height.
+
+    Args:
+        stored: the same of a stored pixel, as the file says; 0: it does not.
+        rotation: degrees by which the picture is turned.
+    """
+    if not 1 / MOST_OBLONG <= stored <= MOST_OBLONG or abs(stored - 1) <= NEARLY_SQUARE:
+        return 1.0
+    return 1 / stored if rotation % 180 else stored

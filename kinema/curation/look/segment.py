@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,7 @@ from kinema.media.stores import read_bytes
 if TYPE_CHECKING:
     from kinema.curation.look.analyzer import Signal
 
-VERSION = 2
+VERSION = 3
 Clip = dict[str, Any]
 
 
@@ -66,14 +67,14 @@ class SegmentStage:
     @property
     def parts(self) -> Sequence[Part]:
         opencv()
-        from kinema.curation.look import cuts, hashes, motion, quality
+        from kinema.curation.look import cuts, hashes, motion, probe, quality
 
         made_by: dict[str, Any] = {
             "version": VERSION,
             "cuts": cuts.VERSION,
             "scenes": None if self.scenes is None else asdict(self.scenes),
         }
-        for module in (motion, quality, hashes):
+        for module in (probe, motion, quality, hashes):
             made_by[module.__name__.rpartition(".")[2]] = module.VERSION
         columns = {"_clips": pa.large_string(), "clips": pa.int32(), "no_clips": pa.string()}
         depends = (*(f"_signals_{name}" for name in self._signals), "_cuts")
@@ -106,12 +107,15 @@ def _segment(stage: SegmentStage, places: Places, row: Row) -> dict[str, Any] | 
         if place is not None:
             try:
                 signals[name] = read_signals(f"{places.signals}/{place}")
-            except (OSError, ValueError) as error:
-                what = f"{place}: {error}; delete OUT/stages/{name} to make it anew"
+            except (OSError, ValueError, BadZipFile) as error:
+                what = f"{place}: {error}; delete OUT/signals/{place}, and it is made anew"
                 return Bad("signals", what, passing=True)
     times = _times(row, signals.get("scenes"))
     if row.get("_cuts"):
-        spans, why = given_spans(json.loads(row["_cuts"]), times)
+        try:
+            spans, why = given_spans(json.loads(row["_cuts"]), times)
+        except (ValueError, TypeError) as error:
+            return Bad("cuts", f"its list of cuts, {row['_cuts'][:80]!r}: {error}")
     elif stage.scenes is None or "scenes" not in signals:
         spans, why = [Span(0, row["num_frames"])], None
     else:
@@ -124,7 +128,7 @@ def read_signals(path: str) -> dict[str, Signal]:
     """What the pass over a source wrote.
 
     Raises:
-        OSError, ValueError: it cannot be read.
+        OSError, ValueError, BadZipFile: it cannot be read.
     """
     with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as arrays:
         return dict(arrays)
@@ -165,16 +169,25 @@ def found_spans(
 
 def given_spans(cuts: Sequence[Any], times: Signal) -> tuple[list[Span], str | None]:
     """Clips of a list `[start_s, end_s, text, {scores}]`, as they are: neither split nor left out
-    for their length, since their captions tell of all of it."""
+    for their length, since their captions tell of all of it. Of cuts that have the same frames the
+    first counts.
+
+    Raises:
+        ValueError, TypeError: it is no such list.
+    """
     total = len(times) - 1
-    spans = []
+    spans: dict[tuple[int, int], Span] = {}
     for start_s, end_s, *more in cuts:
+        if not (np.isfinite(start_s) and np.isfinite(end_s)):
+            raise ValueError(f"{start_s} to {end_s} is no time")
         start, end = _at(times, start_s), min(total, _at(times, end_s))
+        text, columns = (*more, None, None)[:2]
+        if not isinstance(text or "", str) or not isinstance(columns or {}, dict):
+            raise TypeError("after the times come a caption and {column: value}")
         if end > start:
-            text, columns = (*more, None, None)[:2]
-            spans.append(Span(start, end, text or None, columns))
+            spans.setdefault((start, end), Span(start, end, text or None, columns))
     why = None if spans else f"none of the {len(cuts)} given cuts lies in the {times[-1]:.2f} s"
-    return spans, why
+    return list(spans.values()), why
 
 
 def clip_of(

@@ -13,9 +13,10 @@ from kinema.curation.frames import Picture, read_strip
 from kinema.curation.stage import Bad, Part, Places, Result, Row
 from kinema.media.errors import MediaError
 
-STRIP = ("height", "width", *BORDERS)
-"""For `Part.depends`: what of a clip says how its pictures are cropped and scaled, beside
-`frame_settings`. A clip whose letterbox is cut off has other scores than the whole picture."""
+STRIP = ("height", "width", "start_frame", "end_frame", *BORDERS)
+"""For `Part.depends`: what of a clip says which its pictures are (a copy may begin later than its
+scene) and how they are cropped and scaled, beside `frame_settings`. A clip whose letterbox is cut
+off has other scores than the whole picture."""
 BASE_S, FRAME_S = 30.0, 30.0
 """What a clip and each of its frames may take: SigLIP's largest model needs ten seconds for a frame
 on one core, and the core may be a slow or a shared one."""

@@ -85,6 +85,28 @@ def test_given_cuts_are_taken_as_they_are() -> None:
     assert why == "none of the 1 given cuts lies in the 80.00 s"
 
 
+def test_a_cut_that_is_given_twice_is_one_clip() -> None:
+    times = np.arange(101) / FPS
+    spans, _ = given_spans([[0, 1, "a cat"], [0.001, 1.001, "a dog"], [0, 2, ""]], times)
+    assert [(s.start, s.end, s.text) for s in spans] == [(0, 25, "a cat"), (0, 50, None)]
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    ["no json", "5", "{}", "[5]", "[[1]]", '[["a", "b"]]', "[[null, 2]]", "[[0, NaN]]",
+     "[[0, 1, 7]]", '[[0, 1, "", "high"]]', '{"start": 1}'],
+)  # fmt: skip
+def test_a_list_that_is_none_costs_its_source_only(tmp_path: Path, cuts: str) -> None:
+    row = {"id": "0" * 32, "path": "a.mp4", "duration": 4.0, "num_frames": 100, "_cuts": cuts}
+    work = SegmentStage.of(CurateRecipe(**dict.fromkeys(["scenes", "motion", "quality", "hashes"])))
+    bad = work.open(Places.below(str(tmp_path)))([row])[0]["segment"]
+    if cuts == "{}":  # empty, as []
+        assert not isinstance(bad, Bad)
+        return
+    assert isinstance(bad, Bad)
+    assert bad.reason == "cuts"
+
+
 def _looked(folder: Path, path: Path, **more: Any) -> Row:
     stage = LookStage()
     row: Row = {"id": row_id(path.name), "state": "1", "path": str(path),
@@ -156,4 +178,4 @@ def test_missing_signals_are_told(tmp_path: Path) -> None:
     bad = work([row])[0]["segment"]
     assert isinstance(bad, Bad)
     assert bad.reason == "signals"
-    assert "OUT/stages/motion" in bad.message
+    assert "delete OUT/signals/" in bad.message

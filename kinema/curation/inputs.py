@@ -32,6 +32,10 @@ from kinema.telemetry.progress import Progress
 
 PATH_COLUMNS = ("path", "video", "file_name")
 LIST_ENDING = ".txt"
+MADE = ("clips", "frames")
+"""Folders of a run that hold what it made."""
+RUN_MARK = "stages/format.json"
+"""What every folder of a curation run has, from its beginning."""
 OURS = frozenset({"id", "state", "path", "dropped_by"})
 """Columns of a table that every run makes anew."""
 
@@ -47,6 +51,8 @@ class Inputs:
     images: int = 0
     """Images, which are not curated: there is nothing to cut."""
     given_twice: int = 0
+    made: int = 0
+    """Videos in the folders of curation runs: clips that such runs made."""
 
 
 @dataclass
@@ -59,7 +65,11 @@ class _Found:
 
 
 def find_inputs(
-    inputs: Sequence[str], *, captions: str | None = None, data_root: str | None = None
+    inputs: Sequence[str],
+    *,
+    captions: str | None = None,
+    data_root: str | None = None,
+    out: str | None = None,
 ) -> Inputs:
     """Rows for all videos that `inputs` name.
 
@@ -69,6 +79,7 @@ def find_inputs(
             stores of all these.
         captions: a table of captions for the videos of folders (`find_captions`).
         data_root: the folder that paths in lists and tables are below; default: their own.
+        out: where the run writes; what is found there in a folder that was given is its own work.
 
     Raises:
         KinemaError: an input is not there or has no videos.
@@ -77,11 +88,12 @@ def find_inputs(
     result = Inputs(pa.table({}))
     for text in inputs:
         before = len(found)
-        found += _look(text, captions, data_root, result)
+        found += _look(text, captions, data_root, result, out)
         if len(found) == before and not result.refused:
             images = f", only {result.images} images" if result.images else ""
+            made = f", only {result.made} clips of a curation run" if result.made else ""
             raise KinemaError(
-                f"has no videos{images}",
+                f"has no videos{images}{made}",
                 where=text,
                 hint="give a folder with videos, a list of them (.txt) or a table (.csv, .parquet)",
             )
@@ -102,25 +114,28 @@ def find_inputs(
     return result
 
 
-def _look(text: str, captions: str | None, data_root: str | None, result: Inputs) -> list[_Found]:
+def _look(
+    text: str, captions: str | None, data_root: str | None, result: Inputs, out: str | None
+) -> list[_Found]:
     ending = suffix(text)
     if ending == LIST_ENDING:
         return _listed(text, data_root)
     if ending in ENDINGS:
         return _tabled(text, data_root)
     if is_url(text):
-        return _stored(text, captions, result)
+        return _stored(text, captions, result, out)
     path = Path(os.path.abspath(text))
     if path.is_dir():
-        return _below(path, captions, result)
+        return _below(path, captions, result, out)
     if not path.exists():
         raise KinemaError("does not exist", where=text)
     return [_Found(str(path), path.name)]
 
 
-def _below(folder: Path, captions: str | None, result: Inputs) -> list[_Found]:
+def _below(folder: Path, captions: str | None, result: Inputs, out: str | None) -> list[_Found]:
     files, refused = find_media(folder)
     result.refused += refused
+    files = _without_runs(folder, files, result, out)
     videos = [name for name in files if suffix(name) not in IMAGE_SUFFIXES]
     result.images += len(files) - len(videos)
     texts = find_captions(folder, videos, captions, folder)
@@ -131,11 +146,34 @@ def _below(folder: Path, captions: str | None, result: Inputs) -> list[_Found]:
     ]
 
 
+def _without_runs(folder: Path, files: list[str], result: Inputs, out: str | None) -> list[str]:
+    """Leave out the clips (and strips of frames) that runs made below `folder`, or in it where it
+    is `out`: every further run would else cut the clips of the one before."""
+    runs: dict[str, bool] = {}
+
+    def made(name: str) -> bool:
+        parts = name.split("/")
+        for place, part in enumerate(parts[:-1]):
+            if part in MADE:
+                run = os.path.join(folder, *parts[:place])
+                if run not in runs:
+                    own = run == out
+                    runs[run] = own or (place > 0 and os.path.isfile(f"{run}/{RUN_MARK}"))
+                if runs[run]:
+                    return True
+        return False
+
+    kept = [name for name in files if not made(name)]
+    left_out = set(files) - set(kept)
+    result.made += sum(suffix(name) not in IMAGE_SUFFIXES for name in left_out)
+    return kept
+
+
 def _captioned(captions: Captions, name: str) -> dict[str, Any]:
     return {"text": captions.texts[name]} if captions.texts.get(name) else {}
 
 
-def _stored(url: str, captions: str | None, result: Inputs) -> list[_Found]:
+def _stored(url: str, captions: str | None, result: Inputs, out: str | None) -> list[_Found]:
     try:
         below = files_below(url)
     except FileNotFoundError:
@@ -147,9 +185,15 @@ def _stored(url: str, captions: str | None, result: Inputs) -> list[_Found]:
     if "" in below:
         return [_Found(url, url.rsplit("/", 1)[-1], state=below[""])]
     seen = [name for name in below if "/." not in f"/{name}"]
+    base = url.rstrip("/")
+    # Of a run that is in `url` itself, its mark is no sign: its clips may be what is wanted.
+    runs = [f"{base}/{n.removesuffix(f'/{RUN_MARK}')}" for n in below if n.endswith(f"/{RUN_MARK}")]
+    made = tuple(f"{run}/{folder}/" for run in {*runs, out} for folder in MADE)
+    outside = [name for name in seen if not f"{base}/{name}".startswith(made)]
+    result.made += sum(suffix(name) in VIDEO_SUFFIXES for name in {*seen} - {*outside})
+    seen = outside
     result.images += sum(suffix(name) in IMAGE_SUFFIXES for name in seen)
     videos = [name for name in seen if suffix(name) in VIDEO_SUFFIXES]
-    base = url.rstrip("/")
     texts = find_stored_captions(base, below, videos, captions)
     result.refused += texts.unused
     folder = posixpath.basename(base)

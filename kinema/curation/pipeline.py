@@ -42,8 +42,8 @@ from kinema.curation.store import ResultStore
 from kinema.data.filter import PREFIX as FILTER
 from kinema.data.filter import FilterResult, apply_rules
 from kinema.data.manifest import Manifest
-from kinema.data.tables import read_table, write_table
-from kinema.media.stores import is_url
+from kinema.data.tables import fetched, read_table, write_table
+from kinema.media.stores import is_file, is_url
 
 MANIFEST, SOURCES, REFUSED, RECIPE = (
     "manifest.parquet", "sources.parquet", "refused.jsonl", "recipe.yaml",
@@ -126,8 +126,8 @@ def curate(
     """
     started, clock = datetime.now(UTC), time.monotonic()
     rules = Rules.of(recipe)
-    found = find_inputs(inputs, captions=captions, data_root=data_root)
     places = Places.below(out if is_url(out) else os.path.abspath(out))
+    found = find_inputs(inputs, captions=captions, data_root=data_root, out=places.out)
     _check_rules(rules, recipe, found)
     with ResultStore(f"{places.out}/stages") as store:
         _open(places, recipe, found, say)
@@ -173,11 +173,13 @@ def _open(places: Places, recipe: CurateRecipe, found: Inputs, say: Callable[[st
         file.write_text(dump_recipe(recipe), encoding="utf-8")
     if found.images:
         say(f"{found.images} images are left out: there is nothing to cut")
+    if found.made:
+        say(f"{found.made} clips that curation made before are left out")
     if found.given_twice:
         say(f"{found.given_twice} files were given twice and count once")
     before = f"{places.out}/{SOURCES}"
-    if not is_url(before) and Path(before).is_file():
-        known = set(read_table(Path(before), {}, hint="delete it").column("id").to_pylist())
+    if is_file(before):
+        known = set(read_table(fetched(before), {}, hint="delete it").column("id").to_pylist())
         gone = known - set(found.table.column("id").to_pylist())
         if gone:
             say(
@@ -235,6 +237,7 @@ def _cut_and_score(
         embeddings = clips.column("_embedding")
         clips = clips.drop_columns(["_embedding"])
     _warn_of_copies(run, clips)
+    _warn_of_places(run, clips)
     return clips, dropped, embeddings
 
 
@@ -253,7 +256,9 @@ def _through(
     clips = put_back(clips, report.table, rows)
     # What an earlier run with other rules found costs nothing to have.
     others = np.flatnonzero(dropped_before != "")
-    known = recall(stages, clips.take(pa.array(others)), places=run.places, store=run.store).table
+    known = recall(
+        stages, clips.take(pa.array(others)), places=run.places, store=run.store
+    ).table
     return put_back(clips, known, others), dropped
 
 
@@ -378,6 +383,18 @@ def _warn_of_copies(run: _Run, clips: pa.Table) -> None:
     warning = copy_warning(clips.column("gop").drop_null().to_pylist())
     if warning:
         run.say(warning)
+
+
+def _warn_of_places(run: _Run, clips: pa.Table) -> None:
+    if not is_url(run.places.out):
+        return
+    kept = pc.fill_null(pc.equal(clips.column("cut_by"), "kept"), False)
+    here = pc.and_(kept, pc.starts_with(clips.column("path"), "/"))
+    if count := pc.sum(here).as_py():
+        run.say(
+            f"{count} clips are files of this machine and stay here, so others cannot read them "
+            "from the store; cut.whole=encode writes them there"
+        )
 
 
 def _refusal(bad: BadRow) -> dict[str, str]:

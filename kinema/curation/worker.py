@@ -12,6 +12,7 @@ from typing import Any
 from kinema.config.errors import KinemaError
 from kinema.curation.stage import Bad, Part, Places, Result, Row, Stage, Work
 
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 _opened: dict[bytes, tuple[Stage, Work]] = {}
 """Stages that this process has opened, by their pickles."""
 _opening = threading.Lock()
@@ -48,7 +49,7 @@ def run_batch(label: str, blob: bytes, rows: Sequence[Row]) -> tuple[list[Result
     try:
         results = work(rows)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in CANNOT_WRITE:
             raise
         raise KinemaError(
             f"cannot be written: {error.strerror}",

@@ -9,7 +9,12 @@ Below the run's folder, one folder per part and version of it::
 A row's result is kept under its key (`stage.result_key`), with the row's `id`. On a disk each batch
 of results is in the file when `keep` returns, so that a killed run loses none; the end of a file
 that a run was writing when it died is passed over. Stores (`s3://...`) take whole files only:
-results go there every few seconds.
+results go there every few seconds, in files `part-….parquet`, and what a killed run had not sent is
+worked out again.
+
+A folder is locked; a store has no locks, and needs none: files there never change, each run adds
+files of its own, and one that puts files together writes the new one before it deletes the others.
+Two runs at once may work out the same twice, and lose nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +23,6 @@ import fcntl
 import json
 import os
 import time
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,27 +32,29 @@ from typing import IO, Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pa_parquet
 from numpy.typing import NDArray
 
 from kinema.config.errors import KinemaError
 from kinema.curation.files import new_file
+from kinema.curation.result_files import (
+    FILE_BYTES,
+    ResultFile,
+    StoredFiles,
+    age,
+    ours,
+    stamp,
+    write_results,
+)
 from kinema.curation.stage import Bad, Found, Part
 from kinema.data.writing import writing
-from kinema.media.stores import filesystem, is_url, read_bytes, store_errors
+from kinema.media.stores import is_url, read_bytes
 
 FORMAT = {"kinema_curation_results": 1}
 UPLOAD_S = 10.0
 """Seconds between files that go to a store."""
-FILE_BYTES = 256 << 20
-"""Size at which a stream becomes a Parquet file, and another is begun."""
 TAKEN = 1 << 20
 """Rows of a column's piece that is handed out."""
 RESULTS = "results.parquet"
-JOINED = 1024
-"""Batches of a stream that become one when it is read: a row's result is a batch of its own, and
-Arrow keeps some 15 KB of addresses for one."""
-REMOVE = "delete this file: what it held is worked out again"
 OWN = (
     pa.field("key", pa.string()),
     pa.field("id", pa.string()),
@@ -62,7 +68,7 @@ class Known:
     """All kept results of one part: where each is, and their columns, read when they are asked
     for."""
 
-    def __init__(self, schema: pa.Schema, files: Sequence[_File]) -> None:
+    def __init__(self, schema: pa.Schema, files: Sequence[ResultFile]) -> None:
         self._schema = schema
         self._files = files
         self._columns: dict[str, pa.Array] = {}
@@ -124,6 +130,7 @@ class ResultStore:
         self.base = base.rstrip("/")
         self._lock: IO[str] | None = None
         self._writers: dict[str, _Writer] = {}
+        self._copies = StoredFiles()
         try:
             if not is_url(self.base):
                 with writing(Path(self.base)):
@@ -172,7 +179,9 @@ class ResultStore:
         if writer is not None:
             writer.flush()
         schema = schema_of(part)
-        return Known(schema, [_File(path, schema) for path in self._files(part)])
+        if is_url(self.base):
+            return Known(schema, self._copies.of(self._folder(part), schema))
+        return Known(schema, [ResultFile(path, schema) for path in self._files(part)])
 
     def keep(self, part: Part, results: Sequence[tuple[str, str, Found]]) -> None:
         """Add results: (key, row's id, what was found). Passing failures are not kept.
@@ -185,9 +194,12 @@ class ResultStore:
             return
         writer = self._writers.get(part.key)
         if writer is None:
-            folder = self._folder(part)
-            kind = _StoreWriter if is_url(folder) else _DiskWriter
-            writer = self._writers[part.key] = kind(folder, schema_of(part))
+            folder, schema = self._folder(part), schema_of(part)
+            writer = self._writers[part.key] = (
+                _StoreWriter(folder, schema, self._copies)
+                if is_url(folder)
+                else _DiskWriter(folder, schema)
+            )
         writer.add(batch_of(part, kept))
 
     def close(self) -> None:
@@ -195,8 +207,10 @@ class ResultStore:
         for writer in self._writers.values():
             writer.flush()
             writer.close()
-        if not is_url(self.base):
-            for writer in self._writers.values():
+        for writer in self._writers.values():
+            if is_url(self.base):
+                self._copies.join(writer.folder, writer.schema)
+            else:
                 _compact(Path(writer.folder), writer.schema)
         self._writers.clear()
         self._release()
@@ -205,26 +219,16 @@ class ResultStore:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+        self._copies.close()
 
     def _folder(self, part: Part) -> str:
         return f"{self.base}/{part.name}/{part.key}"
 
     def _files(self, part: Part) -> list[str]:
         folder = self._folder(part)
-        if not is_url(folder):
-            if not os.path.isdir(folder):
-                return []
-            names = [f"{folder}/{name}" for name in os.listdir(folder)]
-        else:
-            system, path = filesystem(folder)
-            with store_errors(folder):
-                system.invalidate_cache()
-                found = system.find(path) if system.exists(path) else []
-                names = [f"{folder}/{name.rsplit('/', 1)[-1]}" for name in found]
-        ours = [name for name in names if name.endswith((".parquet", ".arrows"))]
-        return sorted(
-            (name for name in ours if not os.path.basename(name).startswith(".")), key=_age
-        )
+        if not os.path.isdir(folder):
+            return []
+        return [f"{folder}/{name}" for name in ours(os.listdir(folder))]
 
     def __enter__(self) -> Self:
         return self
@@ -297,7 +301,7 @@ class _DiskWriter(_Writer):
         self._begin()
 
     def _begin(self) -> None:
-        path = Path(self.folder) / f"run-{_stamp()}.arrows"
+        path = Path(self.folder) / f"run-{stamp()}.arrows"
         self.path = path
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -323,6 +327,7 @@ class _DiskWriter(_Writer):
 class _StoreWriter(_Writer):
     """Whole files, one every few seconds."""
 
+    copies: StoredFiles
     _waiting: list[pa.RecordBatch] = field(default_factory=list)
     _since: float = field(default_factory=time.monotonic)
 
@@ -336,45 +341,8 @@ class _StoreWriter(_Writer):
         if not self._waiting:
             return
         table = pa.Table.from_batches(self._waiting, self.schema).combine_chunks()
-        with new_file(f"{self.folder}/part-{_stamp()}.parquet") as file:
-            _write(table, file)
+        self.copies.add(f"{self.folder}/part-{stamp()}.parquet", table)
         self._waiting.clear()
-
-
-class _File:
-    """A file of results, read column by column."""
-
-    def __init__(self, path: str, schema: pa.Schema) -> None:
-        self._path = path
-        self._schema = schema
-        # A stream is looked at once: more may be added to it, or it may become another file.
-        self._stream = _read_stream(path, schema) if path.endswith(".arrows") else None
-        self._bytes = pa.BufferReader(read_bytes(path)) if is_url(path) else None
-
-    def read(self, name: str) -> pa.ChunkedArray:
-        """One column, of the type that it has in the schema."""
-        if self._stream is not None:
-            return self._stream.column(name)
-        return self.table([name]).column(name)
-
-    def table(self, names: Sequence[str] | None = None) -> pa.Table:
-        """Columns, all by default."""
-        if self._stream is not None:
-            return self._stream
-        names = names or self._schema.names
-        try:
-            source = self._bytes if self._bytes is not None else self._path
-            with pa_parquet.ParquetFile(source, page_checksum_verification=True) as file:
-                missing = sorted(set(self._schema.names) - set(file.schema_arrow.names))
-                if missing:
-                    raise KeyError(f"it has no column {missing[0]!r}")
-                columns = file.read(list(names)).select(names)
-            return columns.cast(pa.schema([self._schema.field(name) for name in names]))
-        except (pa.ArrowException, KeyError, ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise KinemaError(f"is damaged: {first}", where=self._path, hint=REMOVE) from None
 
 
 def _wide(kind: pa.DataType) -> pa.DataType:
@@ -393,42 +361,9 @@ def _key_array(column: pa.ChunkedArray) -> NDArray[np.bytes_]:
     return np.concatenate([np.zeros(0, "S32"), *keys])
 
 
-def _read_stream(path: str, schema: pa.Schema) -> pa.Table:
-    """The batches that are whole: the last one may have been cut off with the run."""
-    batches: list[pa.RecordBatch] = []
-    joined: list[pa.Table] = []
-    if not os.path.getsize(path):
-        return schema.empty_table()
-    with pa.memory_map(path) as file:
-        # What a killed run leaves: an empty file, half a schema, half a batch.
-        with suppress(pa.ArrowException, OSError, EOFError):
-            reader = pa.ipc.open_stream(file)
-            if reader.schema != schema:
-                raise KinemaError("is damaged: it holds other columns", where=path, hint=REMOVE)
-            while True:
-                try:
-                    batches.append(reader.read_next_batch())
-                except StopIteration:
-                    break
-                if len(batches) == JOINED:
-                    joined.append(pa.Table.from_batches(batches, schema).combine_chunks())
-                    batches.clear()
-        joined.append(pa.Table.from_batches(batches, schema).combine_chunks())
-        return pa.concat_tables(joined)
-
-
-def _stamp() -> str:
-    return f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
-
-
-def _age(name: str | Path) -> str:
-    """What sorts files from the oldest results to the newest."""
-    return os.path.basename(name).partition("-")[2]
-
-
 def _compact(folder: Path, schema: pa.Schema) -> None:
     """Put a run's streams and other small files into one."""
-    files = sorted((p for p in folder.iterdir() if p.suffix in (".parquet", ".arrows")), key=_age)
+    files = sorted((p for p in folder.iterdir() if p.suffix in (".parquet", ".arrows")), key=age)
     small = [p for p in files if p.suffix == ".arrows" or p.stat().st_size < FILE_BYTES // 4]
     if len(small) > 1 or any(file.suffix == ".arrows" for file in small):
         _replace(small, schema)
@@ -436,17 +371,13 @@ def _compact(folder: Path, schema: pa.Schema) -> None:
 
 def _replace(files: Sequence[Path], schema: pa.Schema) -> None:
     """One Parquet file in place of several, which hold results of one part."""
-    tables = [_File(str(file), schema).table() for file in files]
+    tables = [ResultFile(str(file), schema).table() for file in files]
     target = files[0].with_name(RESULTS)
     if target.exists() and target not in files:
-        target = target.with_name(f"{target.stem}-{_stamp()}.parquet")
+        target = target.with_name(f"{target.stem}-{stamp()}.parquet")
     with writing(target), new_file(str(target)) as temporary:
-        _write(pa.concat_tables(tables), temporary)
+        write_results(pa.concat_tables(tables), temporary)
     # Killed here, results are there twice, which does no harm.
     for file in files:
         if file != target:
             file.unlink()
-
-
-def _write(table: pa.Table, file: Path) -> None:
-    pa_parquet.write_table(table, file, compression="zstd", write_page_checksum=True)

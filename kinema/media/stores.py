@@ -209,12 +209,13 @@ def open_place(place: Place) -> BinaryIO:
             file: BinaryIO = system.open(path, "rb", block_size=BLOCK_BYTES)
             return file
     key = (os.fspath(place), _version(info))
-    if key not in _fetched:
+    data = _fetched.get(key)
+    if data is None:
         with store_errors(place):
-            _fetched[key] = system.cat_file(path)
+            data = _fetched[key] = system.cat_file(path)
         while len(_fetched) > _KEPT:
             _fetched.popitem(last=False)
-    return io.BytesIO(_fetched[key])
+    return io.BytesIO(data)
 
 
 def read_bytes(place: Place) -> bytes:
@@ -223,8 +224,12 @@ def read_bytes(place: Place) -> bytes:
     Raises:
         OSError, StoreError: see `size_in_store`.
     """
-    with open_place(place) as file:
-        return file.read()
+    if not is_url(place):
+        return Path(place).read_bytes()
+    system, path = filesystem(place)
+    with store_errors(place):
+        data: bytes = system.cat_file(path)
+        return data
 
 
 def upload(file: Path, url: str) -> None:

@@ -32,8 +32,28 @@ class _RunByDefault(TyperGroup):
         """See `click.Group`."""
         first = next((arg for arg in args if not arg.startswith("-")), None)
         if args and first not in self.commands and args[0] not in ctx.help_option_names:
+            _refuse_unknown(args[0], list(self.commands))
             args = ["run", *args]
         return super().parse_args(ctx, args)
+
+
+def _refuse_unknown(word: str, stages: list[str]) -> None:
+    """A first word that is neither a stage nor there: a slip, and which option `run` misses is not
+    what its writer wants to know."""
+    if not re.fullmatch(r"[\w-]*\w[\w-]*", word) or word.startswith("-") or Path(word).exists():
+        return
+    from difflib import get_close_matches
+
+    from kinema.config.errors import ConfigError
+
+    near = get_close_matches(word, stages, n=1)
+    raise ConfigError(
+        "there is neither a file or folder nor a stage of this name",
+        where=word,
+        hint=f"did you mean `kinema curate {near[0]}`?"
+        if near
+        else "kinema curate VIDEOS -o OUT; `kinema curate --help` lists the stages",
+    )
 
 
 curate_app = typer.Typer(
@@ -146,7 +166,10 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     words = list(words)
     while words:
         word = words.pop(0)
+        if word.startswith("="):
+            raise _slip(word, "a change to the recipe is one word, without spaces: KEY=VALUE")
         if word.startswith("--"):
+            _refuse_option(word)
             overrides.append(word)
             if "=" not in word and words:
                 overrides.append(words.pop(0))
@@ -155,6 +178,28 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
         else:
             given.append(word)
     return given, overrides
+
+
+def _refuse_option(word: str) -> None:
+    """An option that no command has and that is no key of the recipe either."""
+    from dataclasses import fields
+    from difflib import get_close_matches
+
+    from kinema.curation.config import CurateRecipe
+
+    name = word.partition("=")[0]
+    if "." in name or name[2:] in {field.name for field in fields(CurateRecipe)}:
+        return
+    options = ("--output", "--recipe", "--captions", "--data-root", "--workers", "--ray", "--copy",
+               "--report", "--no-report")  # fmt: skip
+    near = get_close_matches(name, options, n=1)
+    raise _slip(name, f"did you mean {near[0]}?" if near else "-h lists the options")
+
+
+def _slip(word: str, hint: str) -> Exception:
+    from kinema.config.errors import ConfigError
+
+    return ConfigError(f"{word!r} is no option and no KEY=VALUE", where="command line", hint=hint)
 
 
 def read_recipe(name: str, overrides: list[str]) -> CurateRecipe:
@@ -198,18 +243,29 @@ def _print(outcome: Outcome, output: str, report: bool) -> None:
 
 def print_stages(stages: Sequence[StageStats | StageSummary]) -> None:
     """A table: what each stage did and how fast."""
-    print(f"{'stage':<24}{'rows':>9}{'known':>9}{'bad':>6}{'rows/s':>9}{'video h/core h':>16}")
+    head = ("rows", "known", "bad", "rows/core s", "video h/core h")
+    print(f"{'stage':<20}{head[0]:>11}{head[1]:>11}{head[2]:>8}{head[3]:>13}{head[4]:>16}")
     for stage in stages:
-        rate = f"{stage.computed / stage.worker_s:,.3g}" if stage.worker_s else "-"
-        speed = (
-            f"{stage.video_hours * 3600 / stage.worker_s:,.3g}"
-            if stage.worker_s and stage.video_hours
-            else "-"
-        )
+        work_s = stage.worker_s
+        rate = _figure(stage.computed / work_s) if work_s else "-"
+        speed = _figure(stage.video_hours * 3600 / work_s) if work_s and stage.video_hours else "-"
         print(
-            f"{stage.name:<24}{stage.computed:>9,}{stage.recalled:>9,}{stage.bad:>6,}"
-            f"{rate:>9}{speed:>16}"
+            f"{stage.name:<20}{stage.computed:>11,}{stage.recalled:>11,}{stage.bad:>8,}"
+            f"{rate:>13}{speed:>16}"
         )
+
+
+def _figure(value: float) -> str:
+    """Three digits, and no exponent where there are more."""
+    return f"{value:,.0f}" if value >= 99.5 else f"{value:.3g}"
+
+
+def short_path(path: str) -> str:
+    """As seen from this folder, where that is shorter."""
+    if not path.startswith("/"):
+        return path
+    seen = os.path.relpath(path)
+    return seen if len(seen) < len(path) else path
 
 
 def print_refused(refused: list[dict[str, str]]) -> None:
@@ -220,7 +276,7 @@ def print_refused(refused: list[dict[str, str]]) -> None:
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
     print(f"left out: {len(refused)} ({reasons})")
     for item in refused[:SHOWN]:
-        print(f"  {item['path']}: {item['message']}")
+        print(f"  {short_path(item['path'])}: {item['message']}")
     if len(refused) > SHOWN:
         print(f"  and {len(refused) - SHOWN} more, in refused.jsonl")
 

@@ -15,6 +15,7 @@ from kinema.cli.curate import (
     open_executor,
     print_stages,
     read_recipe,
+    short_path,
     split_overrides,
 )
 from kinema.cli.overrides import FREE
@@ -125,7 +126,7 @@ def _finish(run: Alone, work: Any) -> Any:
         run.close()
     print_stages(run.stats)
     for bad in run.bad[:SHOWN]:
-        print(f"  {bad.path}: {bad.message} [{bad.stage}: {bad.reason}]")
+        print(f"  {short_path(bad.path)}: {bad.message} [{bad.stage}: {bad.reason}]")
     if len(run.bad) > SHOWN:
         print(f"  and {len(run.bad) - SHOWN} more")
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Annotated
 
 import typer
@@ -220,7 +221,9 @@ def stats(
         check_plot(plot)
     table = TableFile(manifest, data_root=data_root)
     found = stats_of(table, columns or [], where=where)
-    print(render_stats(found, title=manifest, all_bars=bool(columns)), end="")
+    width = get_terminal_size(fallback=(110, 24)).columns
+    text = render_stats(found, title=manifest, all_bars=bool(columns), width=max(80, width))
+    print(text, end="")
     if plot is not None:
         write_plot(found, plot, title=Path(manifest).name)
         print(f"{plot}: written")

@@ -24,6 +24,11 @@ SHAPES = {
 SHAPE_TOLERANCE = 0.02
 SIZES = ("num_frames", "height", "width", "resolution", "aspect_ratio")
 """Numbers that the table of sizes says more about."""
+PLACES = frozenset(
+    """id state source source_name source_id source_width source_height source_fps start_frame
+    end_frame start_s end_s whole frames frames_count phash duplicate_of""".split()  # noqa: SIM905
+)
+"""Where a clip of curation comes from and is: nothing to look at unless it is asked for."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 20
 FEW = 40
@@ -192,7 +197,7 @@ def _default_columns(manifest: TableFile) -> list[str]:
     return [
         column.name
         for column in manifest.schema
-        if column.name not in (*SIZES, "path", "text", "dropped_by", "concept")
+        if column.name not in (*SIZES, *PLACES, "path", "text", "dropped_by", "concept")
         and not column.name.startswith("_")
         and column_kind(column.type) in ("number", "text", "flag")
     ]

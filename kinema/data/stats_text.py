@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import groupby
+from textwrap import fill
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +19,8 @@ BAR = 40
 SIZES_SHOWN = 12
 VALUES_SHOWN = 12
 WORDS_SHOWN = 30
+FULL_WIDTH = 110
+"""Characters that all figures of a column take; a narrower terminal gets fewer of them."""
 HISTOGRAMS = 8
 """Columns of which the bars are shown when none is named."""
 
@@ -32,9 +35,14 @@ def render_stats(stats: Stats, *, title: str, all_bars: bool = False, width: int
     parts = [_head(stats, title)]
     if stats.sizes:
         parts.append(_sizes(stats, width))
-    if stats.numbers:
-        parts.append(_numbers(stats.numbers, width))
-    shown = stats.numbers if all_bars else stats.numbers[:HISTOGRAMS]
+    same = [] if all_bars else [c for c in stats.numbers if not c.missing and c.least == c.most]
+    numbers = [column for column in stats.numbers if column not in same]
+    if numbers:
+        parts.append(_numbers(numbers, width))
+    if same:
+        figures = ", ".join(f"{column.name} {short(column.least)}" for column in same)
+        parts.append(fill(f"the same everywhere: {figures}", min(width, 100)) + "\n")
+    shown = numbers if all_bars else [c for c in numbers if c.known][:HISTOGRAMS]
     parts += [bars(column) for column in shown if column.known]
     parts += [_labels(column) for column in stats.labels]
     if stats.captions is not None:
@@ -78,12 +86,19 @@ def _sizes(stats: Stats, width: int) -> str:
 
 def _numbers(columns: Sequence[NumberColumn], width: int) -> str:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("column")
-    for name in ("missing", "least", "5%", "25%", "median", "75%", "95%", "most", "mean"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("column", overflow="fold")
+    heads = ("missing", "least", "5%", "25%", "median", "75%", "95%", "most", "mean")
+    left_out = {"25%", "75%", "mean"} if width < FULL_WIDTH else set()
+    for name in heads:
+        if name not in left_out:
+            table.add_column(name, justify="right", no_wrap=True)
     for column in columns:
         figures = (column.least, *column.quantiles, column.most, column.mean)
-        cells = [short(figure) for figure in figures]
+        cells = [
+            short(figure)
+            for name, figure in zip(heads[1:], figures, strict=True)
+            if name not in left_out
+        ]
         table.add_row(column.name.replace("[", r"\["), f"{column.missing:,}", *cells)
     return as_text(table, width)
 
@@ -143,7 +158,7 @@ def _captions(captions: Captions) -> str:
 
 
 def short(number: float) -> str:
-    """At most five digits, with a prefix for large numbers."""
+    """Three or four digits, with a prefix for large numbers."""
     if number != number:
         return "-"
     size = abs(number)
@@ -151,7 +166,7 @@ def short(number: float) -> str:
         if size >= limit:
             scale = 1e3 if prefix == "k" else limit
             return f"{number / scale:.4g}{prefix}"
-    return f"{number:.4g}"
+    return f"{number:.4g}" if size >= 1 else f"{number:.3g}"
 
 
 def as_text(table: Table, width: int) -> str:

@@ -29,6 +29,7 @@ from kinema.config.settings import to_dict
 from kinema.curation.clips import clip_table
 from kinema.curation.config import CurateRecipe
 from kinema.curation.cut import with_planned_sizes
+from kinema.curation.dedup import COLUMNS as DEDUP
 from kinema.curation.engine import BadRow, StagesReport, StageStats, recall, run_stages
 from kinema.curation.executor import Executor
 from kinema.curation.files import new_file
@@ -157,7 +158,6 @@ def curate(
 
 def _check_rules(rules: Rules, recipe: CurateRecipe, found: Inputs) -> None:
     """Before hours of work: every rule is about a column that there will be."""
-    from kinema.curation.dedup import COLUMNS as DEDUP
     from kinema.curation.stages import column_names
 
     names = {*column_names(recipe), *(n for n in found.table.column_names if n[0] != "_")}
@@ -222,12 +222,15 @@ def _cut_and_score(
 ) -> tuple[pa.Table, NDArray[np.object_], pa.ChunkedArray | None]:
     """Cut clips and look at their frames; leave out those that a rule drops already."""
     stages = clip_stages(run.recipe)
+    if run.recipe.dedup is not None:  # which another run found among other clips
+        clips = clips.drop_columns([name for name in DEDUP if name in clips.column_names])
     later = [*stages, *caption_stages(run.recipe)]
     dropped = np.full(clips.num_rows, "", object)
     _drop_early(run, with_planned_sizes(run.recipe.cut, clips), dropped, later)
     clips, dropped = _through(run, stages, clips, dropped)
     # A rule's verdict is the filter's to give, and to take back; a clip that does not exist is not.
-    absent = pc.is_null(clips.column("frames")).to_numpy(zero_copy_only=False)
+    absent = pc.or_(pc.is_null(clips.column("frames")), pc.is_null(clips.column("cut_by")))
+    absent = absent.to_numpy()
     for row in np.flatnonzero(dropped != ""):
         if dropped[row].startswith(FILTER):
             rule = dropped[row].removeprefix(FILTER)
@@ -256,9 +259,7 @@ def _through(
     clips = put_back(clips, report.table, rows)
     # What an earlier run with other rules found costs nothing to have.
     others = np.flatnonzero(dropped_before != "")
-    known = recall(
-        stages, clips.take(pa.array(others)), places=run.places, store=run.store
-    ).table
+    known = recall(stages, clips.take(pa.array(others)), places=run.places, store=run.store).table
     return put_back(clips, known, others), dropped
 
 

@@ -570,7 +570,7 @@ def test_the_stage_travels_and_knows_its_version(server: Server) -> None:
     assert (stage.gpu, stage.max_workers, stage.batch) == (False, 1, 8)
     assert stage.time_limit_s({}) > 3 * 5.0
     (part,) = stage.parts
-    assert part.depends == tuple(sorted(("duration", "text", *BORDERS)))
+    assert part.depends == tuple(sorted(("duration", "text", "start_frame", "end_frame", *BORDERS)))
 
     def key(**more: Any) -> str:
         return CaptionStage(config_of(server, **more), FramesConfig()).parts[0].key

@@ -140,8 +140,8 @@ def sharpness_tiles(luma: Picture, full_range: bool) -> Signal:
     size = max(3, round(width * scale)), max(3, round(height * scale))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     picture = luma if scale == 1 else cv2.resize(luma, size, interpolation=how)
-    edges: Any = cv2.Laplacian(picture, cv2.CV_32F)
-    tiles = _tiles(cv2.multiply(edges, edges))
+    edges: Any = cv2.Laplacian(picture, cv2.CV_16S)
+    tiles = _tiles(cv2.multiply(edges, edges, dtype=cv2.CV_32F))
     return tiles if full_range else tiles * (255 / 219) ** 2
 
 
@@ -154,7 +154,7 @@ def blockiness(luma: Picture) -> float:
     """
     if min(luma.shape) <= GRID:
         return 0.0
-    rows, columns = luma[::4], luma[:, ::4]
+    rows, columns = luma[::4], np.ascontiguousarray(luma[:, ::4])
     across: Any = cv2.reduce(cv2.absdiff(rows[:, 1:], rows[:, :-1]), 0, cv2.REDUCE_SUM, dtype=4)
     down: Any = cv2.reduce(cv2.absdiff(columns[1:], columns[:-1]), 1, cv2.REDUCE_SUM, dtype=4)
     return (_excess(across.ravel(), len(rows)) + _excess(down.ravel(), columns.shape[1])) / 2

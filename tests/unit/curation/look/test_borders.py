@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-from kinema.curation.look.borders import Borders, turned_borders
+from kinema.curation.look.borders import SEGMENTS, Borders, segment_means, turned_borders
 
 from .footage import Array, camera, encode, quality_of, quality_of_file
 
@@ -125,3 +126,15 @@ def test_real_bars() -> None:
     assert found == pytest.approx((0, 0, 72, 72), abs=1)
     assert borders_of(quality_of_file(SAMPLES / "classroom.mp4")) == (0, 0, 0, 0)
     assert borders_of(quality_of_file(SAMPLES / "sign_night.mkv")) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("size", [(720, 1280), (1080, 600), (90, 160), (8, 24), (5, 3)])
+def test_means_of_segments_are_those_of_an_area(size: tuple[int, int]) -> None:
+    height, width = size
+    stored = np.random.default_rng(0).integers(0, 256, (height, width + 7), np.uint8)
+    luma = stored[:, :width]  # lines of a decoder are often longer than the picture
+    by_row, by_column = segment_means(luma)
+    area = cv2.INTER_AREA
+    np.testing.assert_array_equal(by_row, cv2.resize(luma, (SEGMENTS, height), interpolation=area))
+    down = cv2.resize(luma, (width, SEGMENTS), interpolation=area)
+    np.testing.assert_array_equal(by_column, down)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from kinema.curation.config import CurateRecipe
 from kinema.curation.engine import BadRow, StageStats, run_stages
 from kinema.curation.executor import Executor
 from kinema.curation.inputs import find_inputs
+from kinema.curation.merge_rows import as_type
 from kinema.curation.stage import Places, Stage
 from kinema.curation.stages import caption_stages, clip_stages, frame_stages, source_stages
 from kinema.curation.store import ResultStore
@@ -45,7 +47,9 @@ class Alone:
             output: the file that will be written.
             recipe: with nothing switched on but what is wanted (`curate/alone`).
         """
-        self._recipe = recipe
+        # Files are looked at as they are, and not written again in another shape.
+        cut = replace(recipe.cut, mode="copy", whole="keep", letterbox="keep")
+        self._recipe = replace(recipe, cut=cut)
         self._executor = executor
         self._places = Places.below(f"{whole_place(output)}{WORK}")
         self.bad: list[BadRow] = []
@@ -158,9 +162,7 @@ class Alone:
             if place < 0:
                 table = table.append_column(written, column)
             else:  # what is not known anew stays: of rows that were dropped before, say
-                before = table.column(written)
-                if before.type != column.type:
-                    before = before.cast(column.type)
+                before = as_type(table.column(written), column.type)
                 table = table.set_column(place, written, pc.coalesce(column, before))
         reasons: dict[int, str] = {}
         rows = {path: row for row, path in enumerate(paths)}

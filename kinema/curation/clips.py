@@ -61,9 +61,14 @@ def clip_table(sources: pa.Table) -> pa.Table:
         sources: with `_clips` (JSON, null where the source was bad).
     """
     # A piece at a time: rows of Python values take some ten times the memory of columns.
-    pieces = [_columns(rows) for rows in _pieces(sources) if rows]
+    others = _others(sources)
+    pieces = [_columns(rows) for rows in _pieces(sources, others) if rows]
     names = list(dict.fromkeys([*TYPES, *(name for piece in pieces for name in piece)]))
     table = pa.table({name: _joined(name, pieces) for name in names})
+    for name in others:  # rules may be about them, also where no clip is whole
+        if name not in names:
+            kind = sources.schema.field(name).type
+            table = table.append_column(name, pa.nulls(table.num_rows, kind))
     if not pieces:
         return table
     # Sources of one name, and cuts that overlap: their order is not left to chance.
@@ -71,14 +76,18 @@ def clip_table(sources: pa.Table) -> pa.Table:
     return table.take(pc.sort_indices(table, keys))
 
 
-def _pieces(sources: pa.Table) -> Iterator[list[dict[str, Any]]]:
-    """Rows of clips, of some sources at once."""
-    others = [
+def _others(sources: pa.Table) -> list[str]:
+    """Columns of the sources' own table that clips which are whole keep."""
+    return [
         name
         for name in sources.column_names
         if name not in (*SOURCE_FACTS, *NOT_PASSED_ON, "id", *MADE_HERE, *PLACES)
         and not name.startswith("_")
     ]
+
+
+def _pieces(sources: pa.Table, others: list[str]) -> Iterator[list[dict[str, Any]]]:
+    """Rows of clips, of some sources at once."""
     for batch in sources.to_batches(max_chunksize=SOURCES):
         yield [
             _clip(source, clip, others)
@@ -119,12 +128,12 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, pa.Array]:
     for row in rows:
         if not row.keys() <= names.keys():
             names |= dict.fromkeys(row)
-    return {name: _array([row.get(name) for row in rows], TYPES.get(name)) for name in names}
+    return {name: column_of([row.get(name) for row in rows], TYPES.get(name)) for name in names}
 
 
-def _array(values: list[Any], kind: pa.DataType | None) -> pa.Array:
-    """A column of what JSON gave; whole and real numbers together are real, numbers and text
-    together are text."""
+def column_of(values: list[Any], kind: pa.DataType | None = None) -> pa.Array:
+    """A column of what JSON or several tables gave; whole and real numbers together are real,
+    numbers and text together are text."""
     try:
         array = pa.array(values, kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
@@ -150,6 +159,19 @@ def _joined(name: str, pieces: list[dict[str, pa.Array]]) -> pa.Array:
         for piece in pieces
     ]
     return pa.concat_arrays(arrays) if arrays else pa.nulls(0, kind)
+
+
+def columns_of_cuts(lists: pa.ChunkedArray) -> set[str]:
+    """Names of the scores that come with lists of cuts (`_cuts`); what is none is passed over."""
+    names: set[str] = set()
+    for chunk in lists.chunks:
+        for text in chunk:
+            try:
+                cuts = json.loads(text.as_py() or "[]")
+                names |= {name for cut in cuts for name in (cut[3] if len(cut) > 3 else None) or ()}
+            except (ValueError, TypeError, KeyError):
+                continue
+    return {name for name in names if isinstance(name, str)} - MADE_HERE
 
 
 def _as(array: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kinema.config.errors import KinemaError
+from kinema.curation.clips import column_of
 from kinema.curation.stage import row_id
 from kinema.data.captions import Captions, find_captions, find_stored_captions
 from kinema.data.find_media import Refusal, find_media
@@ -294,6 +295,6 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     names: dict[str, None] = dict.fromkeys(("id", "state", "path", "name"))
     for row in rows:
         names |= dict.fromkeys(row)
-    columns = {name: pa.array([row.get(name) for row in rows]) for name in names}
+    columns = {name: column_of([row.get(name) for row in rows]) for name in names}
     text = ("id", "state", "path", "name", "text", "_cuts")
     return pa.table({n: c.cast(pa.large_string()) if n in text else c for n, c in columns.items()})

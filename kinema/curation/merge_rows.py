@@ -27,8 +27,17 @@ def put_back(
         if place < 0:
             table = table.append_column(pa.field(name, column.type), column)
             continue
-        before = table.column(name)
-        if before.type != column.type:
-            before = before.cast(column.type)
-        table = table.set_column(place, pa.field(name, column.type), pc.coalesce(column, before))
+        both = pc.coalesce(column, as_type(table.column(name), column.type))
+        table = table.set_column(place, pa.field(name, column.type), both)
     return table
+
+
+def as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """A column that came with the clips, as the one that a stage gives; null where it is something
+    else altogether (`nsfw: UNLIKELY`, where the stage gives a number)."""
+    if column.type == kind:
+        return column
+    try:
+        return column.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return pa.chunked_array([pa.nulls(len(column), kind)])

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from kinema.config.errors import KinemaError
 from kinema.config.recipe import dump_recipe
 from kinema.config.settings import to_dict
-from kinema.curation.clips import clip_table
+from kinema.curation.clips import clip_table, columns_of_cuts
 from kinema.curation.config import CurateRecipe
 from kinema.curation.cut import with_planned_sizes
 from kinema.curation.dedup import COLUMNS as DEDUP
@@ -129,13 +129,15 @@ def curate(
     rules = Rules.of(recipe)
     places = Places.below(out if is_url(out) else os.path.abspath(out))
     found = find_inputs(inputs, captions=captions, data_root=data_root, out=places.out)
-    _check_rules(rules, recipe, found)
+    of_cuts = _check_rules(rules, recipe, found)
     with ResultStore(f"{places.out}/stages") as store:
         _open(places, recipe, found, say)
         run = _Run(recipe, rules, places, store, executor, say)
         run.refused += [asdict(item) for item in found.refused]
         sources = _sources(run, found)
         clips = clip_table(sources)
+        for name in of_cuts - set(clips.column_names):  # no clip has it after all
+            clips = clips.append_column(name, pa.nulls(clips.num_rows))
         if not clips.num_rows:
             _write_refused(places, run.refused)
             raise _no_clips(sources, run.refused, places)
@@ -156,15 +158,23 @@ def curate(
     )  # fmt: skip
 
 
-def _check_rules(rules: Rules, recipe: CurateRecipe, found: Inputs) -> None:
-    """Before hours of work: every rule is about a column that there will be."""
+def _check_rules(rules: Rules, recipe: CurateRecipe, found: Inputs) -> set[str]:
+    """Before hours of work: every rule is about a column that there will be.
+
+    Returns:
+        those that come with lists of cuts.
+    """
     from kinema.curation.stages import column_names
 
     names = {*column_names(recipe), *(n for n in found.table.column_names if n[0] != "_")}
     if recipe.dedup is not None:
         with_embeddings = {"similar_to", "similarity", "concept", "concept_rank"}
         names |= {n for n in DEDUP if recipe.embed is not None or n not in with_embeddings}
-    rules.check(names)
+    of_cuts: set[str] = set()
+    if rules.columns - names and "_cuts" in found.table.column_names:
+        of_cuts = columns_of_cuts(found.table.column("_cuts")) & rules.columns - names
+    rules.check(names | of_cuts)
+    return of_cuts
 
 
 def _open(places: Places, recipe: CurateRecipe, found: Inputs, say: Callable[[str], None]) -> None:

@@ -61,6 +61,10 @@ class Rules:
         return cls(tuple(parse_rules(texts)))
 
     @property
+    def columns(self) -> set[str]:
+        return {name for rule in self.rules for name in rule.columns}
+
+    @property
     def texts(self) -> list[str]:
         return [rule.text for rule in self.rules]
 

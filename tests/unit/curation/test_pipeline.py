@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import pytest
 
+from kinema.config.errors import KinemaError
+from kinema.curation.alone import Alone
 from kinema.curation.config import (
     CurateRecipe,
     CutConfig,
@@ -26,6 +28,7 @@ from kinema.curation.config import (
 )
 from kinema.curation.frames import read_strip
 from kinema.curation.local import LocalExecutor
+from kinema.curation.merge_rows import put_back
 from kinema.curation.pipeline import Outcome, curate
 from kinema.data.manifest import Manifest
 from kinema.media.probe import probe
@@ -280,3 +283,65 @@ def test_everything_is_found_in_any_order(
     more = {"motion": MotionConfig(), "quality": QualityConfig(), "hashes": HashConfig()}
     other = Runner(tmp_path / "other", executor)
     assert run(*paths, **more) == other(*paths[::-1], **more)
+
+
+def test_rules_about_scores_that_came_with_cuts(tmp_path: Path, run: Runner) -> None:
+    raw = film(tmp_path / "raw/a.mp4", 1, 2)
+    cuts = [
+        [0, 1, "", {"fit": 0.2, "mood": "calm"}],
+        [1, 2, "", {"fit": 0.7}],
+        [8, 9, "", {"x": 1}],
+    ]
+    given = {"path": [str(raw)], "_cuts": [json.dumps(cuts)], "mine": [3]}
+    pa_parquet.write_table(pa.table(given), tmp_path / "cuts.parquet")
+
+    def dropped(*rules: str) -> list[str]:
+        rows = run(tmp_path / "cuts.parquet", filter=FilterConfig(rules=rules))
+        return [row["dropped_by"] for row in rows]
+
+    assert dropped("fit >= 0.5") == ["not cut: fit >= 0.5", ""]
+    assert dropped('mood == "calm"') == ["", 'filter: mood == "calm"']
+    assert dropped("missing(x)", "missing(mine)") == ["", ""]  # of cuts that give no clip
+    with pytest.raises(KinemaError, match="nothing gives the column 'y'"):
+        dropped("y > 1")
+
+
+def test_columns_of_another_type_than_a_stage_gives(tmp_path: Path, run: Runner) -> None:
+    film(tmp_path / "raw/a.mp4", 1)
+    film(tmp_path / "raw/b.mp4", 2)
+    for name, value in (("a", "much"), ("b", 4)):
+        given = {"path": [f"raw/{name}.mp4"], "sharpness": ["high"], "gop": ["?"], "mine": [value]}
+        pa_parquet.write_table(pa.table(given), tmp_path / f"{name}.parquet")
+    rows = run(tmp_path / "a.parquet", tmp_path / "b.parquet", quality=QualityConfig())
+    assert all(isinstance(row["sharpness"], float) for row in rows)
+    assert [(row["mine"], row["gop"]) for row in rows] == [("much", 25), ("4", 25)]
+
+
+def test_what_was_there_stays_where_nothing_was_found() -> None:
+    table = pa.table({"a": [1, 2, 3], "b": ["x", "y", "z"], "c": ["1.5", "2", None]})
+    some = pa.table({"a": [None, 10], "c": pa.array([None, 0.5]), "d": ["new", None]})
+    found = put_back(table, some, np.array([2, 0]))
+    assert found.to_pydict() == {
+        "a": [10, 2, 3], "b": ["x", "y", "z"], "c": [0.5, 2.0, None], "d": [None, None, "new"],
+    }  # fmt: skip
+    words = put_back(pa.table({"c": ["low", "2"]}), pa.table({"c": [0.5]}), np.array([1]))
+    assert words["c"].to_pylist() == [None, 0.5]
+
+
+def test_one_stage_alone_over_a_manifest_of_a_run(
+    tmp_path: Path, run: Runner, executor: LocalExecutor
+) -> None:
+    raw = film(tmp_path / "raw/a.mp4", 1, 2)
+    rows = run(raw)
+    before = {path: path.read_bytes() for path in (run.out / "clips").rglob("*.mp4")}
+    alone = Alone(
+        str(run.out / "more.parquet"),
+        recipe(scenes=None, quality=QualityConfig(), hashes=HashConfig()),
+        executor,
+    )
+    alone.columns(str(run.out / "manifest.parquet"), str(run.out / "more.parquet"))
+    found = pa_parquet.read_table(run.out / "more.parquet")
+    assert alone.bad == []
+    assert found.column("path").to_pylist() == [row["path"] for row in rows]
+    assert found.column("sharpness").null_count == 0
+    assert {path: path.read_bytes() for path in (run.out / "clips").rglob("*.mp4")} == before

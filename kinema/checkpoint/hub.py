@@ -305,7 +305,7 @@ def _offline_error(
     for role, (wanted, source) in remote.items():
         names = [f"{n} and its shards" if n.endswith(".index.json") else n for n in missing[role]]
         lines.append(f"  {wanted.what}: {source}: {', '.join(names)}")
-        lines.append(f"    or {wanted.flag} PATH")
+        lines.append(f"    or {_by_path(wanted)}")
         if source.elsewhere:
             lines.append(f"    also at {source.elsewhere}")
     return HubError(
@@ -324,9 +324,9 @@ def _explained(source: HubFiles, wanted: Wanted) -> Iterator[None]:
         raise HubError(
             f"downloading {wanted.what} needs the package huggingface_hub",
             where=str(source),
-            hint=f"pip install 'kinema[pretrained]', or give a path with {wanted.flag}",
+            hint=f"pip install 'kinema[pretrained]', or give {_by_path(wanted)}",
         ) from None
-    by_hand = f"; or fetch it by hand and give {wanted.flag} PATH"
+    by_hand = f"; or fetch it by hand and give {_by_path(wanted)}"
     elsewhere = f" (also at {source.elsewhere})" if source.elsewhere else ""
     try:
         yield
@@ -386,12 +386,18 @@ def _explained(source: HubFiles, wanted: Wanted) -> Iterator[None]:
 def _unreachable(source: HubFiles, wanted: Wanted, error: BaseException) -> HubError:
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
     what = "no such path here, and it" if wanted.given else f"{wanted.what} is not here and"
+    listed = " (--offline lists all that is missing)" if wanted.flag.startswith("--") else ""
     return HubError(
         f"{what} could not be downloaded from {_endpoint()} ({first})",
         where=str(source if wanted.given is None else wanted.given),
         hint="check the network and run it again: it goes on where it stopped; "
-        f"or fetch it by hand and give {wanted.flag} PATH (--offline lists all that is missing)",
+        f"or fetch it by hand and give {_by_path(wanted)}{listed}",
     )
+
+
+def _by_path(wanted: Wanted) -> str:
+    """How a path is given: to an option, or to a key of a recipe."""
+    return f"{wanted.flag} PATH" if wanted.flag.startswith("--") else f"{wanted.flag}=PATH"
 
 
 def _nearest(source: HubFiles) -> str:

@@ -23,10 +23,16 @@ from kinema.curation.executor import Executor
 from kinema.curation.inputs import find_inputs
 from kinema.curation.merge_rows import as_type
 from kinema.curation.stage import Places, Stage
-from kinema.curation.stages import caption_stages, clip_stages, frame_stages, source_stages
+from kinema.curation.stages import (
+    caption_stages,
+    check_models,
+    clip_stages,
+    frame_stages,
+    source_stages,
+)
 from kinema.curation.store import ResultStore
 from kinema.data.manifest import Manifest
-from kinema.data.table_file import whole_place
+from kinema.data.table_file import check_place, whole_place
 from kinema.media.stores import parent
 
 WORK = ".curation"
@@ -83,8 +89,9 @@ class Alone:
         Raises:
             KinemaError: no video gives a clip.
         """
-        from kinema.curation.importers.cut_list import write_cut_list
+        from kinema.curation.importers.cut_list import check_cut_list, write_cut_list
 
+        check_cut_list(output)
         found = find_inputs(inputs, data_root=data_root)
         with ResultStore(f"{self._places.out}/stages") as store:
             sources = self._run(store, source_stages(self._recipe), found.table)
@@ -115,7 +122,9 @@ class Alone:
         Raises:
             KinemaError: the manifest or a model cannot be used; every row is bad.
         """
+        check_place(output)
         given = Manifest.read(manifest, data_root=data_root)
+        check_models(self._recipe)
         sources = find_inputs([manifest], data_root=data_root).table
         with ResultStore(f"{self._places.out}/stages") as store:
             looked = self._run(store, source_stages(self._recipe), sources)

@@ -38,7 +38,7 @@ from kinema.curation.merge_rows import put_back
 from kinema.curation.report import Count, RunSummary, StageSummary, Tokens
 from kinema.curation.rules import Rules
 from kinema.curation.stage import Bad, Places, Stage
-from kinema.curation.stages import caption_stages, clip_stages, source_stages
+from kinema.curation.stages import caption_stages, check_models, clip_stages, source_stages
 from kinema.curation.store import ResultStore
 from kinema.data.filter import PREFIX as FILTER
 from kinema.data.filter import FilterResult, apply_rules
@@ -130,6 +130,7 @@ def curate(
     places = Places.below(out if is_url(out) else os.path.abspath(out))
     found = find_inputs(inputs, captions=captions, data_root=data_root, out=places.out)
     of_cuts = _check_rules(rules, recipe, found)
+    check_models(recipe)
     with ResultStore(f"{places.out}/stages") as store:
         _open(places, recipe, found, say)
         run = _Run(recipe, rules, places, store, executor, say)

@@ -67,6 +67,16 @@ def caption_stages(recipe: CurateRecipe) -> list[Stage]:
     return stages
 
 
+def check_models(recipe: CurateRecipe) -> None:
+    """Before hours of work: every model is there.
+
+    Raises:
+        KinemaError: one is not, or is not complete.
+    """
+    for stage in [*frame_stages(recipe), *caption_stages(recipe)]:
+        assert stage.parts  # named by the model's files, which are looked for to name them
+
+
 BASE_COLUMNS = (
     "path", "text", "num_frames", "height", "width", "aspect_ratio", "fps", "resolution",
     "file_size", "duration", "source", "source_name", "source_id", "start_frame", "end_frame",

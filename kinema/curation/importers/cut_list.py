@@ -44,9 +44,7 @@ def write_cut_list(path: str | Path, table: pa.Table, *, data_root: str | Path) 
         KinemaError: another ending, or the file cannot be written.
     """
     place = whole_place(path)
-    if suffix(place) != ".parquet":
-        hint = f"{PurePosixPath(place).stem}.parquet"
-        raise KinemaError("a cut list's name ends in .parquet", where=str(path), hint=hint)
+    check_cut_list(place)
     here, root = whole_place(parent(place)), whole_place(data_root)
     if is_url(here) or is_url(root):
         table = moved(table, root, here)
@@ -58,6 +56,17 @@ def write_cut_list(path: str | Path, table: pa.Table, *, data_root: str | Path) 
         paths = pc.if_else(bare, paths, join(prefix, paths))
         table = table.set_column(table.column_names.index(PATH), PATH, paths)
     write_table(table, place)
+
+
+def check_cut_list(path: str | Path) -> None:
+    """Look at the name of a cut list to be written, before any work is done.
+
+    Raises:
+        KinemaError: it does not end in `.parquet`.
+    """
+    if suffix(str(path)) != ".parquet":
+        hint = f"{PurePosixPath(path).stem}.parquet"
+        raise KinemaError("a cut list's name ends in .parquet", where=str(path), hint=hint)
 
 
 def read_cut_list(path: str | Path) -> pa.Table:

@@ -203,10 +203,29 @@ def _slip(word: str, hint: str) -> Exception:
 
 
 def read_recipe(name: str, overrides: list[str]) -> CurateRecipe:
-    """A recipe of curation with changes."""
-    from kinema.config.recipe import load_recipe
+    """A recipe of curation with changes.
+
+    Args:
+        name: of one that comes with the package, with or without `curate/`, or a file.
+    """
+    from difflib import get_close_matches
+
+    from kinema.config.errors import ConfigError
+    from kinema.config.recipe import load_recipe, recipe_names
     from kinema.curation.config import CurateRecipe
 
+    known = [known for known in recipe_names() if known.startswith("curate/")]
+    if not name.endswith((".yaml", ".yml")):
+        full = name if name.startswith("curate/") else f"curate/{name}"
+        if full not in known:
+            near = get_close_matches(full, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(
+                f"no recipe of curation {name!r}: neither a .yaml file nor a name",
+                where="--recipe",
+                hint=f"{hint}named ones: {', '.join(known)}",
+            )
+        name = full
     return load_recipe(name, CurateRecipe, overrides)
 
 
@@ -239,6 +258,9 @@ def _print(outcome: Outcome, output: str, report: bool) -> None:
     )
     if report:
         print(f"{output}/report.html")
+    if outcome.kept and not outcome.captioned:
+        print("no clip has a caption yet, and training needs them: the same command with "
+              "caption.model=MODEL")  # fmt: skip
 
 
 def print_stages(stages: Sequence[StageStats | StageSummary]) -> None:
@@ -260,23 +282,17 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 99.5 else f"{value:.3g}"
 
 
-def short_path(path: str) -> str:
-    """As seen from this folder, where that is shorter."""
-    if not path.startswith("/"):
-        return path
-    seen = os.path.relpath(path)
-    return seen if len(seen) < len(path) else path
-
-
 def print_refused(refused: list[dict[str, str]]) -> None:
     """The first of what gave nothing, and how many for each reason."""
     from collections import Counter
+
+    from kinema.curation.files import seen_from_here
 
     counts = Counter(item["reason"] for item in refused)
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
     print(f"left out: {len(refused)} ({reasons})")
     for item in refused[:SHOWN]:
-        print(f"  {short_path(item['path'])}: {item['message']}")
+        print(f"  {seen_from_here(item['path'])}: {item['message']}")
     if len(refused) > SHOWN:
         print(f"  and {len(refused) - SHOWN} more, in refused.jsonl")
 

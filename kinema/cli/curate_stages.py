@@ -15,7 +15,6 @@ from kinema.cli.curate import (
     open_executor,
     print_stages,
     read_recipe,
-    short_path,
     split_overrides,
 )
 from kinema.cli.overrides import FREE
@@ -124,9 +123,11 @@ def _finish(run: Alone, work: Any) -> Any:
         raise typer.Exit(130) from None
     finally:
         run.close()
+    from kinema.curation.files import seen_from_here
+
     print_stages(run.stats)
     for bad in run.bad[:SHOWN]:
-        print(f"  {short_path(bad.path)}: {bad.message} [{bad.stage}: {bad.reason}]")
+        print(f"  {seen_from_here(bad.path)}: {bad.message} [{bad.stage}: {bad.reason}]")
     if len(run.bad) > SHOWN:
         print(f"  and {len(run.bad) - SHOWN} more")
     return result

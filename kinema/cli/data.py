@@ -144,7 +144,10 @@ def check(
     )
     print(f"{manifest}: {checked - len(bad)} of {checked} clips are good{dropped}")
     if not (table.kept & ~table.blank).any():
-        print("no clip has a caption; training a text-to-video model needs them")
+        print(
+            "no clip has a caption; training a text-to-video model needs them: "
+            f"kinema curate caption {manifest} -o NEW caption.model=MODEL"
+        )
     if output:
         mark_bad(table, bad).write(output, data_root=data_root)
         print(f"{output}: written, bad rows have `dropped_by`")

@@ -207,7 +207,7 @@ def _parse(path: FilePath) -> Source:
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"is not valid YAML: {_problem(error)}", where=where) from None
-    source = Source(lines={(): str(path)})
+    source = Source(lines={(): _shown(path)})
     if node is None:
         return source
     if not isinstance(node, yaml.MappingNode):
@@ -219,6 +219,11 @@ def _parse(path: FilePath) -> Source:
     return source
 
 
+def _shown(path: FilePath) -> str:
+    """What messages call a recipe's file: of one that comes with the package, below `recipes/`."""
+    return str(path.relative_to(RECIPES) if path.is_relative_to(RECIPES) else path)
+
+
 def _problem(error: yaml.YAMLError) -> str:
     """What YAML says is wrong, without its own idea of the place."""
     parts = (
@@ -228,7 +233,7 @@ def _problem(error: yaml.YAMLError) -> str:
 
 
 def _construct(node: yaml.Node, path: FilePath, at: Path, lines: dict[Path, str]) -> Any:
-    line = f"{path}:{node.start_mark.line + 1}"
+    line = f"{_shown(path)}:{node.start_mark.line + 1}"
     replaces = isinstance(node, yaml.MappingNode) and node.tag == "!replace"
     if node.tag not in CORE_TAGS and not replaces:
         raise ConfigError(
@@ -237,7 +242,7 @@ def _construct(node: yaml.Node, path: FilePath, at: Path, lines: dict[Path, str]
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = _Replace() if replaces else {}
         for key_node, value_node in node.value:
-            here = f"{path}:{key_node.start_mark.line + 1}"
+            here = f"{_shown(path)}:{key_node.start_mark.line + 1}"
             if not isinstance(key_node, yaml.ScalarNode):
                 raise ConfigError("a key is a name or a number", where=here)
             key = str(key_node.value)

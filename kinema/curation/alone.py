@@ -20,6 +20,7 @@ from kinema.curation.clips import clip_table
 from kinema.curation.config import CurateRecipe
 from kinema.curation.engine import BadRow, StageStats, run_stages
 from kinema.curation.executor import Executor
+from kinema.curation.files import seen_from_here
 from kinema.curation.inputs import find_inputs
 from kinema.curation.merge_rows import as_type
 from kinema.curation.stage import Places, Stage
@@ -132,7 +133,8 @@ class Alone:
             if not clips.num_rows:
                 bad = self.bad[0]
                 raise KinemaError(
-                    f"no clip of it can be used; the first: {bad.path}: {bad.message}",
+                    f"no clip of it can be used; the first: {seen_from_here(bad.path)}: "
+                    f"{bad.message}",
                     where=given.source,
                     hint="paths are below the manifest's folder, or below --data-root",
                 )

@@ -48,6 +48,14 @@ def put(file: Path, url: str) -> None:
         ) from None
 
 
+def seen_from_here(path: str) -> str:
+    """A path as messages show it: from the folder that the person is in, where that is shorter."""
+    if not path.startswith("/"):
+        return path
+    seen = os.path.relpath(path)
+    return seen if len(seen) < len(path) else path
+
+
 class Present:
     """Says which files are there. Each folder is listed once: of a million files on a shared disk
     or in a store that takes seconds, one by one many minutes."""

@@ -32,7 +32,7 @@ from kinema.curation.cut import with_planned_sizes
 from kinema.curation.dedup import COLUMNS as DEDUP
 from kinema.curation.engine import BadRow, StagesReport, StageStats, recall, run_stages
 from kinema.curation.executor import Executor
-from kinema.curation.files import new_file
+from kinema.curation.files import new_file, seen_from_here
 from kinema.curation.inputs import Inputs, find_inputs
 from kinema.curation.merge_rows import put_back
 from kinema.curation.report import Count, RunSummary, StageSummary, Tokens
@@ -68,6 +68,8 @@ class Outcome:
     verdict: FilterResult
     refused: list[dict[str, str]]
     """`path`, `reason`, `message` (and `stage`) of all that gave nothing."""
+    captioned: int
+    """Of the kept clips."""
     stopped: KinemaError | None = None
     """Why a stage ended before its last row: the manifest holds what was done until then."""
 
@@ -141,7 +143,7 @@ def curate(
             clips = clips.append_column(name, pa.nulls(clips.num_rows))
         if not clips.num_rows:
             _write_refused(places, run.refused)
-            raise _no_clips(sources, run.refused, places)
+            raise _no_clips(sources, run.refused, out)
         clips, dropped, embeddings = _cut_and_score(run, clips)
         clips = _compare(run, clips, dropped, embeddings)
         clips, dropped = _caption(run, clips, dropped)
@@ -155,7 +157,7 @@ def curate(
     readable = sources.num_rows - sources.column("_clips").null_count
     return Outcome(
         summary, sources.num_rows, readable, len(manifest), int(kept.sum()), hours, verdict,
-        run.refused, run.stopped,
+        run.refused, int((~manifest.blank & kept).sum()), run.stopped,
     )  # fmt: skip
 
 
@@ -194,7 +196,8 @@ def _open(places: Places, recipe: CurateRecipe, found: Inputs, say: Callable[[st
         gone = known - set(found.table.column("id").to_pylist())
         if gone:
             say(
-                f"{places.out} was made from other videos too: {len(gone)} of {len(known)} are "
+                f"{seen_from_here(places.out)} was made from other videos too: {len(gone)} of "
+                f"{len(known)} are "
                 "no longer given, so their clips are not in the new manifest (their files stay)"
             )
 
@@ -216,7 +219,7 @@ def _sources(run: _Run, found: Inputs) -> pa.Table:
              "message": f"gives no clip: {row['no_clips']}"}
         )  # fmt: skip
     for path, count in _damaged(sources):
-        run.say(f"{path}: {count} damaged frames are in no clip")
+        run.say(f"{seen_from_here(path)}: {count} damaged frames are in no clip")
     return sources
 
 
@@ -420,14 +423,16 @@ def _write_refused(places: Places, refused: list[dict[str, str]]) -> None:
             lines.write(json.dumps(item, ensure_ascii=False) + "\n")
 
 
-def _no_clips(sources: pa.Table, refused: list[dict[str, str]], places: Places) -> KinemaError:
+def _no_clips(sources: pa.Table, refused: list[dict[str, str]], out: str) -> KinemaError:
     counts = Counter(item["reason"] for item in refused)
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
-    first = "".join(f"\n  {item['path']}: {item['message']}" for item in refused[:NAMED])
+    first = "".join(
+        f"\n  {seen_from_here(item['path'])}: {item['message']}" for item in refused[:NAMED]
+    )
     return KinemaError(
         f"none of {sources.num_rows} videos gives a clip ({reasons}){first}",
-        where=places.out,
-        hint=f"{places.out}/{REFUSED} has the reason for each; scenes.min_s sets the shortest clip",
+        where=out,
+        hint=f"{out}/{REFUSED} has the reason for each; scenes.min_s sets the shortest clip",
     )
 
 

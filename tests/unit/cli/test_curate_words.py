@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from kinema.cli.curate import short_path, split_overrides
+from kinema.cli.curate import split_overrides
 from kinema.cli.main import app
 from kinema.config.errors import ConfigError
+from kinema.curation.files import seen_from_here
 
 
 def told(*words: str) -> str:
@@ -55,6 +56,6 @@ def test_paths_are_shown_as_short_as_they_are_seen_from_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert short_path(str(tmp_path / "v" / "a.mp4")) == "v/a.mp4"
-    assert short_path("/a.mp4") == "/a.mp4"
-    assert short_path("s3://b/a.mp4") == "s3://b/a.mp4"
+    assert seen_from_here(str(tmp_path / "v" / "a.mp4")) == "v/a.mp4"
+    assert seen_from_here("/a.mp4") == "/a.mp4"
+    assert seen_from_here("s3://b/a.mp4") == "s3://b/a.mp4"

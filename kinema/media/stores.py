@@ -12,10 +12,11 @@ import io
 import os
 import posixpath
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
@@ -35,6 +36,9 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _KEPT = 2
 _fetched: OrderedDict[tuple[str, str], bytes] = OrderedDict()
 """The last files fetched whole: an index and its frames are read one after the other."""
+_KNOWN_S = 1.0
+_infos: OrderedDict[str, tuple[float, dict[str, Any]]] = OrderedDict()
+"""When and what was answered about the last files: opening one asks several times in a row."""
 
 
 class StoreError(KinemaError):
@@ -120,7 +124,7 @@ def store_errors(url: Place) -> Iterator[None]:
 
 
 def _first_line(error: Exception | str) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def size_in_store(url: Place) -> int:
@@ -183,6 +187,10 @@ def of_each(call: Callable[[str], T], urls: Sequence[str]) -> Iterator[T]:
 
 def _info(url: Place) -> tuple[Any, str, dict[str, Any]]:
     system, path = filesystem(url)
+    key = os.fspath(url)
+    known = _infos.get(key)
+    if known is not None and time.monotonic() - known[0] < _KNOWN_S:
+        return system, path, known[1]
     with store_errors(url):
         try:
             info = system.info(path)
@@ -192,6 +200,10 @@ def _info(url: Place) -> tuple[Any, str, dict[str, Any]]:
             info = system.info(path)
         if info.get("type") == "directory":
             raise IsADirectoryError(21, "is a folder", os.fspath(url))
+    _infos[key] = time.monotonic(), info
+    while len(_infos) > _KEPT:
+        with suppress(KeyError):  # another thread did it
+            _infos.popitem(last=False)
     return system, path, info
 
 
@@ -214,7 +226,8 @@ def open_place(place: Place) -> BinaryIO:
         with store_errors(place):
             data = _fetched[key] = system.cat_file(path)
         while len(_fetched) > _KEPT:
-            _fetched.popitem(last=False)
+            with suppress(KeyError):
+                _fetched.popitem(last=False)
     return io.BytesIO(data)
 
 
@@ -239,6 +252,7 @@ def upload(file: Path, url: str) -> None:
         OSError, StoreError: it cannot be written.
     """
     system, path = filesystem(url)
+    _infos.pop(url, None)
     with store_errors(url):
         if _replaces_while_writing(system):
             system.makedirs(posixpath.dirname(path), exist_ok=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pa_parquet
 from numpy.typing import NDArray
 
 from kinema.config.errors import KinemaError
@@ -43,8 +44,8 @@ from kinema.curation.store import ResultStore
 from kinema.data.filter import PREFIX as FILTER
 from kinema.data.filter import FilterResult, apply_rules
 from kinema.data.manifest import Manifest
-from kinema.data.tables import fetched, read_table, write_table
-from kinema.media.stores import is_file, is_url
+from kinema.data.tables import readable_parquet, write_table
+from kinema.media.stores import is_file, is_url, open_place
 
 MANIFEST, SOURCES, REFUSED, RECIPE = (
     "manifest.parquet", "sources.parquet", "refused.jsonl", "recipe.yaml",
@@ -192,7 +193,7 @@ def _open(places: Places, recipe: CurateRecipe, found: Inputs, say: Callable[[st
         say(f"{found.given_twice} files were given twice and count once")
     before = f"{places.out}/{SOURCES}"
     if is_file(before):
-        known = set(read_table(fetched(before), {}, hint="delete it").column("id").to_pylist())
+        known = _ids(before)
         gone = known - set(found.table.column("id").to_pylist())
         if gone:
             say(
@@ -200,6 +201,12 @@ def _open(places: Places, recipe: CurateRecipe, found: Inputs, say: Callable[[st
                 f"{len(known)} are "
                 "no longer given, so their clips are not in the new manifest (their files stay)"
             )
+
+
+def _ids(table: str) -> set[str]:
+    with readable_parquet(table, "delete it"), open_place(table) as file:
+        found = pa_parquet.ParquetFile(file).read(["id"])
+    return set(found.column("id").to_pylist()) if found.num_columns else set()
 
 
 def _sources(run: _Run, found: Inputs) -> pa.Table:

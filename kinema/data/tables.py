@@ -128,7 +128,7 @@ def _read_parquet(path: Path, hint: str, leave: Collection[str]) -> pa.Table:
 
 
 @contextmanager
-def readable_parquet(path: Path, hint: str) -> Iterator[None]:
+def readable_parquet(path: Path | str, hint: str) -> Iterator[None]:
     """Name the file that is no Parquet file, or is cut off.
 
     Raises:

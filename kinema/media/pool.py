@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
@@ -283,12 +284,23 @@ class _Seat:
         return worker.end()
 
 
+@contextmanager
+def _restored(mask: Iterable[int]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 class _Worker:
     """A running worker process and the channel to it."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
+        # Ctrl-C goes to every process of a terminal. It waits until the worker ignores it: one that
+        # was still starting would end with a traceback.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        with theirs, _restored(before):
             self.process = subprocess.Popen(
                 [
                     sys.executable,

@@ -60,7 +60,9 @@ curate_app = typer.Typer(
     cls=_RunByDefault,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Raw videos to clips, scores, captions and a manifest: kinema curate VIDEOS -o OUT.",
+    short_help="Raw videos to clips, scores, captions, a manifest.",
+    help="Raw videos to clips, scores, captions and a manifest: kinema curate VIDEOS -o OUT. "
+    "`kinema curate run -h` has its options; the other commands do one stage alone.",
 )
 
 RecipeName = Annotated[
@@ -110,10 +112,11 @@ def run(
     ray: Ray = None,
     report: Annotated[bool, typer.Option(help="Write OUT/report.html at the end.")] = True,
 ) -> None:
-    """Find, cut, score, compare, caption and filter clips; write OUT/manifest.parquet.
+    """The whole of it: raw videos to clips, scores and a manifest.
 
-    The same command goes on where it was stopped. With other rules or further stages only what is
-    missing is worked out.
+    `kinema curate VIDEOS -o OUT` is this command. What is done is in the recipe: find scenes, cut,
+    score, compare, caption, filter. The same command goes on where it was stopped. With other
+    rules or further stages only what is missing is worked out.
     """
     from kinema.curation.pipeline import curate
 
@@ -154,7 +157,10 @@ def report_(
     output: Annotated[str, typer.Argument(metavar="OUT", help="Folder of a curation run.")],
     seed: Annotated[int, typer.Option(help="Of the random samples.")] = 0,
 ) -> None:
-    """Write OUT/report.html anew: the funnel, scores, samples, captions, times and costs."""
+    """Write OUT/report.html anew.
+
+    The funnel, scores, samples, captions, times and costs of a run.
+    """
     from kinema.curation.report import write_report
 
     print(write_report(output, seed=seed))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 STAGES = {
     "probe": "Codec, bit rate, rotation, audio, variable rate, duration.",
-    "motion": "Motion vectors, optical flow, static clips, camera motion, jitter.",
+    "motion": "Motion vectors, optical flow, camera motion, jitter.",
     "quality": "Sharpness, brightness, borders, repeated frames, blockiness.",
     "hashes": "Perceptual hashes of frames.",
     "aesthetic": "LAION's aesthetic score.",
@@ -38,6 +38,12 @@ STAGES = {
 """Stages that add columns to a manifest."""
 SWITCHES = {"dedup": ["dedup", "hashes"], "probe": []}
 """What to switch on in the recipe, where that is not the stage alone (`probe` always runs)."""
+NEEDS = {
+    "nsfw": ("model", "label"),
+    "watermark": ("model", "label"),
+    "caption": ("model",),
+}
+"""Settings without a default."""
 SHOWN = 8
 
 Manifest = Annotated[
@@ -61,7 +67,10 @@ def scenes(
     workers: Workers = os.cpu_count() or 1,
     ray: Ray = None,
 ) -> None:
-    """Find scenes, and write them as a cut list that `kinema curate cut` takes."""
+    """Find scenes, and write them as a cut list.
+
+    `kinema curate cut` writes its clips.
+    """
     given, overrides = split_overrides([*inputs, *context.args])
     run = _alone(output, _switched_on("scenes", overrides), workers, ray)
     count = _finish(run, lambda: run.cuts(given, output, data_root=data_root))
@@ -86,7 +95,10 @@ def cut(
     workers: Workers = os.cpu_count() or 1,
     ray: Ray = None,
 ) -> None:
-    """Write clips as cut lists say, and a manifest of them; nothing is scored."""
+    """Write the clips of cut lists, and a manifest of them.
+
+    Nothing is scored.
+    """
     from kinema.cli.curate import run
 
     mode = ["cut.mode=copy"] if copy else []
@@ -145,6 +157,17 @@ def _register_stage(name: str, text: str) -> None:
         from kinema.config.errors import ConfigError
 
         given, overrides = split_overrides([*manifest, *context.args])
+        missing = [
+            f"{name}.{key}=..."
+            for key in NEEDS.get(name, ())
+            if not any(f"{name}.{key}" in word or f"{name}={{" in word for word in overrides)
+        ]
+        if missing:
+            raise ConfigError(
+                "needs a setting that has no default",
+                where=f"kinema curate {name}",
+                hint=" ".join(missing),
+            )
         if len(given) != 1:
             raise ConfigError(
                 f"takes one manifest, not {len(given)}",
@@ -155,7 +178,11 @@ def _register_stage(name: str, text: str) -> None:
         found = _finish(run, lambda: run.columns(given[0], output, data_root=data_root))
         print(f"{output}: {int(found.kept.sum()):,} of {len(found):,} clips")
 
-    stage.__doc__ = f"{text} Adds the columns to a manifest's clips, which stay where they are."
+    needed = " and ".join(f"{name}.{key}=..." for key in NEEDS.get(name, ()))
+    stage.__doc__ = (
+        f"{text}\n\nAdds the columns to a manifest's clips, which stay where they are."
+        + (f" Needs {needed}." if needed else "")
+    )
     curate_app.command(name=name, context_settings=FREE)(stage)
 
 

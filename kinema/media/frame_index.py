@@ -100,8 +100,11 @@ def _index_packets(video: OpenVideo) -> FrameIndex:
     times: list[int | None] = []
     key_times: list[int | None] = []
     durations: list[int] = []
-    discarded = 0
+    discarded, begun = 0, False
     for packet in video.container.demux(stream):
+        # A video that was trimmed without encoding it anew (an edit list) begins with packets that
+        # are decoded and not shown; its key frame is one of them.
+        begun |= packet.is_keyframe and packet.size > 0
         if packet.is_discard:
             discarded += 1
         if packet.size == 0 or packet.is_discard:
@@ -111,7 +114,7 @@ def _index_packets(video: OpenVideo) -> FrameIndex:
             raise MediaError("truncated", video.path, detail)
         if packet.is_keyframe:
             key_times.append(packet.pts)
-        if not key_times:
+        if not begun:
             continue  # cut from the middle of a stream: cannot be decoded before a key frame
         if is_vp8 and not bytes(packet)[0] & _SHOW_FRAME:
             continue

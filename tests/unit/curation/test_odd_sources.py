@@ -228,3 +228,36 @@ def test_another_runs_columns_are_not_this_ones(tmp_path: Path) -> None:
     assert (whole["start_s"], whole["whole"], whole["border_top"]) == (0.0, True, None)
     assert not {"frames", "frames_count", "gop", "cut_by", "dropped_by"} & whole.keys()
     assert (part["mood"], whole["mood"]) == ("1", "calm")
+
+
+def trimmed(path: Path, frames: int) -> Path:
+    """A copy without its first frames, but for packets that the others need: they are in the file
+    and not shown, as the edit list of `ffmpeg -ss 0.2 -c copy` says."""
+    target = path.with_name("trimmed.mp4")
+    options = {"avoid_negative_ts": "disabled"}
+    with av.open(str(path)) as source, av.open(str(target), "w", options=options) as container:
+        stream = source.streams.video[0]
+        copy = container.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.pts is not None and packet.dts is not None:
+                packet.pts -= 512 * frames
+                packet.dts -= 512 * frames
+                packet.stream = copy
+                container.mux(packet)
+    return target
+
+
+def test_a_video_that_was_trimmed_without_encoding(tmp_path: Path) -> None:
+    frames = pictures(24, 64, 96)
+    path = trimmed(write_clip(tmp_path / "a.mp4", frames, bf="2", g="8", crf="12"), 5)
+    whole = read_frames(path)
+    assert len(whole) == 19
+    assert np.abs(whole.astype(int) - frames[5:]).mean() < 6
+    (clip,) = curated(tmp_path, path)
+    assert np.abs(check(tmp_path, clip).astype(int) - whole).mean() < 3
+    (clip,) = curated(tmp_path, path, [[0.08, 0.6, ""]])
+    part = whole[clip["start_frame"] : clip["end_frame"]]
+    assert np.abs(check(tmp_path, clip).astype(int) - part).mean() < 3
+    (copy,) = curated(tmp_path, path, mode="copy")
+    assert (copy["start_frame"], copy["num_frames"]) == (3, 16)  # from the next key frame on
+    assert np.array_equal(check(tmp_path, copy), whole[3:])

@@ -19,6 +19,7 @@ from kinema.curation.alone import Alone
 from kinema.curation.config import (
     CurateRecipe,
     CutConfig,
+    DedupConfig,
     FilterConfig,
     FramesConfig,
     HashConfig,
@@ -201,8 +202,6 @@ def test_a_caption_that_changes_is_followed(tmp_path: Path, run: Runner) -> None
 
 
 def test_a_manifest_of_another_run(tmp_path: Path, run: Runner, executor: LocalExecutor) -> None:
-    from kinema.curation.config import DedupConfig
-
     raw = tmp_path / "raw"
     film(raw / "a.mp4", 1, 2)
     film(raw / "b.mp4", 3)
@@ -345,3 +344,34 @@ def test_one_stage_alone_over_a_manifest_of_a_run(
     assert found.column("path").to_pylist() == [row["path"] for row in rows]
     assert found.column("sharpness").null_count == 0
     assert {path: path.read_bytes() for path in (run.out / "clips").rglob("*.mp4")} == before
+
+
+def test_nothing_is_left_out_early_where_that_is_asked(tmp_path: Path, run: Runner) -> None:
+    raw = film(tmp_path / "raw/a.mp4", 1)
+    config = FilterConfig(rules=("duration > 5", "gop > 99"), skip_dropped=False)
+    (row,) = run(raw, filter=config)
+    assert row["dropped_by"] == "filter: duration > 5"
+    assert row["cut_by"] == "encode"
+
+
+def test_a_clip_that_is_dropped_is_nobodys_original(tmp_path: Path, run: Runner) -> None:
+    raw = tmp_path / "raw"
+    shots = scene(1, 25, 96, 160, speed=2.0)
+    raw.mkdir()
+    write_clip(raw / "large.mp4", shots.repeat(2, 1).repeat(2, 2), crf="12")
+    write_clip(raw / "small.mp4", shots, crf="12")
+    compared = {"hashes": HashConfig(), "dedup": DedupConfig()}
+    rule = 'duplicate_of == ""'
+    assert [row["dropped_by"] for row in run(raw, **compared)] == ["", f"filter: {rule}"]
+    rows = run(raw, **compared, filter=FilterConfig(rules=("width < 300",)))
+    assert [row["dropped_by"] for row in rows] == ["filter: width < 300", ""]
+    assert [row["duplicate_of"] for row in rows] == ["", ""]
+
+
+def test_rules_are_about_clips_as_they_will_be(tmp_path: Path, run: Runner) -> None:
+    raw = film(tmp_path / "raw/a.mp4", 1)
+    small: dict[str, Any] = {"cut": CutConfig(max_side=48, **CUT)}
+    (row,) = run(raw, **small, filter=FilterConfig(rules=("height > 48",)))
+    assert row["dropped_by"] == "not cut: height > 48"
+    (row,) = run(raw, **small, filter=FilterConfig(rules=("height <= 48",)))
+    assert row["dropped_by"] == ""

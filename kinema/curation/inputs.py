@@ -184,7 +184,7 @@ def _stored(url: str, captions: str | None, result: Inputs, out: str | None) -> 
     if not below:
         raise KinemaError("does not exist, or is empty", where=url)
     if "" in below:
-        return [_Found(url, url.rsplit("/", 1)[-1], state=below[""])]
+        return [_Found(url, url.rsplit("/", 1)[-1], state=below[""] or None)]
     seen = [name for name in below if "/." not in f"/{name}"]
     base = url.rstrip("/")
     # Of a run that is in `url` itself, its mark is no sign: its clips may be what is wanted.
@@ -199,7 +199,7 @@ def _stored(url: str, captions: str | None, result: Inputs, out: str | None) -> 
     result.refused += texts.unused
     folder = posixpath.basename(base)
     return [
-        _Found(f"{base}/{name}", f"{folder}/{name}", _captioned(texts, name), below[name])
+        _Found(f"{base}/{name}", f"{folder}/{name}", _captioned(texts, name), below[name] or None)
         for name in videos
     ]
 

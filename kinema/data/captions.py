@@ -66,7 +66,7 @@ def find_stored_captions(
     texts = {file: f"{PurePosixPath(file).with_suffix('')}.txt" for file in files}
     texts = {file: name for file, name in texts.items() if name in below}
     for name in texts.values():
-        if int(below[name].partition(":")[0]) > MAX_SIDECAR_BYTES:
+        if int(below[name].partition(":")[0] or 0) > MAX_SIDECAR_BYTES:
             message = f"longer than {MAX_SIDECAR_BYTES} bytes"
             captions.unused.append(Refusal(name, "caption_unreadable", message))
     large = {item.path for item in captions.unused}

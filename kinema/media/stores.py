@@ -163,8 +163,9 @@ def _version(info: dict[str, Any]) -> str:
 
 
 def files_below(url: str) -> dict[str, str]:
-    """All files of a folder and its folders, sorted: name below it -> `version_in_store`; `""` is
-    the URL itself, where it is a file's.
+    """All files of a folder and its folders, sorted: name below it -> `version_in_store`, or `""`
+    where the listing does not say it (a web page's); the name `""` is the URL's own, where it is a
+    file's.
 
     Raises:
         OSError, StoreError: it cannot be listed. A folder without files and one that is not there
@@ -175,7 +176,8 @@ def files_below(url: str) -> dict[str, str]:
         system.invalidate_cache()
         found = system.find(path, detail=True)
     names = {name.removeprefix(path).lstrip("/"): info for name, info in found.items()}
-    return {name: _version(names[name]) for name in sorted(names)}
+    versions = {name: _version(names[name]) for name in sorted(names)}
+    return {name: "" if version == "0:" else version for name, version in versions.items()}
 
 
 def of_each(call: Callable[[str], T], urls: Sequence[str]) -> Iterator[T]:

@@ -194,6 +194,9 @@ PROBED = ("source_codec", "source_bit_rate", "source_rotation", "source_audio",
 def new_columns(recipe: CurateRecipe) -> list[str]:
     """Which columns a recipe adds to a manifest; those of `probe` where it has nothing else."""
     from kinema.curation.dedup import COLUMNS as DEDUP
+    from kinema.curation.look.packages import opencv
+
+    opencv()  # before modules that need it: an error that names the package
     from kinema.curation.look import hashes, motion, quality
 
     names: list[str] = []

@@ -86,10 +86,17 @@ BASE_COLUMNS = (
 
 
 def column_names(recipe: CurateRecipe) -> set[str]:
-    """All columns that clips will have, but for those of `dedup`. Looks at no model's files."""
+    """All columns that clips will have, but for those of `dedup`. Looks at no model's files.
+
+    Raises:
+        KinemaError: OpenCV is not installed.
+    """
     from kinema.curation import cut
     from kinema.curation.captions.answers import columns_of
     from kinema.curation.captions.prompts import template_of
+    from kinema.curation.look.packages import opencv
+
+    opencv()  # before modules that need it: an error that names the package
     from kinema.curation.look import hashes, motion, quality
 
     names = {*BASE_COLUMNS, *cut.COLUMNS, "frames", "frames_count"}

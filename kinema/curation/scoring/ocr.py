@@ -179,6 +179,8 @@ def _models() -> tuple[Path, Path]:
     found = find_spec("rapidocr")
     if found is None or found.origin is None:
         raise _missing("rapidocr")
+    if find_spec("onnxruntime") is None:
+        raise _missing("onnxruntime")
     folder = Path(found.origin).parent / "models"
     paths = [sorted(folder.glob(f"*{kind}*.onnx")) for kind in ("det", "rec")]
     if not all(paths):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,14 @@ def test_paths_are_shown_as_short_as_they_are_seen_from_here(
     assert seen_from_here(str(tmp_path / "v" / "a.mp4")) == "v/a.mp4"
     assert seen_from_here("/a.mp4") == "/a.mp4"
     assert seen_from_here("s3://b/a.mp4") == "s3://b/a.mp4"
+
+
+def test_a_package_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "a.mp4").touch()
+    monkeypatch.setitem(sys.modules, "cv2", None)  # as if it were not installed
+    said = told(str(tmp_path / "v"), "-o", str(tmp_path / "out"))
+    assert "opencv-python-headless" in said
+    assert "pip install 'kinema[curate]'" in said

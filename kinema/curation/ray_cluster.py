@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import islice
 from typing import Any
@@ -25,11 +26,16 @@ from kinema.media.stores import filesystem, is_url
 
 WAVE = 100_000
 """Rows that are given to Ray at once: models are loaded anew for each wave."""
-BLOCK = 64
-"""Rows of a block at most: what is done again when Ray's own process dies."""
+BLOCKS = 5000
+"""Blocks of a wave at most: Ray takes some milliseconds for each. Smaller ones share the work out
+better, and less is done again when Ray's own process dies."""
+CALLS = 4
+"""Calls of each thread in a row that a stage gets which asks an endpoint."""
 FETCH_S = 0.25
 """Seconds between looks into the mailbox: what a killed driver loses at most, beside the batches
 under way."""
+LEAVING_S = 2.0
+"""Seconds to wait for Ray Data to notice that a pass has ended."""
 ROUNDS = 3
 """Times that rows are given to Ray again whose results were lost on the way (with the node that
 held the mailbox)."""
@@ -52,6 +58,7 @@ class RayExecutor:
         Raises:
             KinemaError: Ray is not installed, or there is no cluster at that address.
         """
+        _prepare()
         try:
             import ray
             import ray.data
@@ -149,7 +156,8 @@ class RayExecutor:
                 if failure is not None:
                     raise pickle.loads(failure)  # noqa: S301
         finally:
-            ray.kill(mailbox)
+            ray.kill(mailbox)  # what still runs ends when it wants to leave a letter
+            puller.join(LEAVING_S)
         if failures:
             first = str(failures[0]).strip().splitlines()
             raise KinemaError(
@@ -165,7 +173,8 @@ class RayExecutor:
 
         from kinema.curation.ray_worker import Server, serve, table_of
 
-        size = max(1, min(BLOCK, math.ceil(len(wave) / (4 * self._cpus))))
+        # A later stage's batch is put together of several blocks.
+        size = max(min(stage.batch for stage in stages), math.ceil(len(wave) / BLOCKS))
         blocks = [table_of(wave[first : first + size]) for first in range(0, len(wave), size)]
         rows: Any = ray.data.from_arrow(blocks)
         share = self._share(stages)
@@ -180,9 +189,10 @@ class RayExecutor:
                     num_cpus=1,
                 )
                 continue
+            calls = CALLS * stage.threads if only_waits(stage) else 1
             rows = rows.map_batches(
                 Server,
-                batch_size=stage.batch,
+                batch_size=calls * stage.batch,
                 batch_format="pyarrow",
                 fn_constructor_args=(stage, places, position, mailbox, self._gpus > 0),
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=self.workers(stage)),
@@ -208,20 +218,49 @@ def _start(address: str, cpus: int | None) -> None:
     if address == "local":
         # Stages of the script at hand are found by its own way to modules.
         paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}}
-        ray.init(
-            address="local", num_cpus=cpus, include_dashboard=False, runtime_env=paths, **quiet
-        )
+        with _silence():
+            ray.init(
+                address="local", num_cpus=cpus, include_dashboard=False, runtime_env=paths, **quiet
+            )
         return
     try:
         _knock(address)
-        ray.init(address=address, **quiet)
+        with _silence():
+            ray.init(address=address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         lines = str(error).strip().splitlines()
         raise KinemaError(
             f"there is no Ray cluster to join: {lines[0] if lines else type(error).__name__}",
             where=address,
-            hint="start one with `ray start --head`, or use --ray local",
+            hint="start one with `ray start --head`, or use --ray local; this machine has to be "
+            "one of the cluster, with the cluster's token in ~/.ray/auth_token if it has one",
         ) from None
+
+
+def _prepare() -> None:
+    """Set what Ray reads when it is imported."""
+    if "ray" in sys.modules:
+        return
+    # A call that comes after `close` must not start another cluster.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # This machine's token for clusters: Ray itself takes it for `auto` and not for `host:port`.
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")
+    if "RAY_AUTH_TOKEN" in os.environ or os.path.exists(token):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without what Ray's C++ writes to stderr as it starts: how it was told to write less."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _knock(address: str) -> None:

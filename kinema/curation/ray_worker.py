@@ -8,6 +8,7 @@ soon as it is there, not with the row at the end of the chain.
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,16 +16,21 @@ from typing import Any
 import pyarrow as pa
 
 from kinema.config.errors import KinemaError
-from kinema.curation.chain import Chain, Seat, seat_for
+from kinema.curation.chain import Chain, Seat, pool_for, seat_for
 from kinema.curation.executor import Done, Task, after, is_bad
 from kinema.curation.local import all_cores
 from kinema.curation.stage import Places, Stage
 from kinema.curation.worker import packed
+from kinema.media.pool import DecodePool
 from kinema.media.stores import read_bytes
 
 COLUMN = "task"
+LETTER_S = 0.25
+"""Seconds between letters of a call that goes on for long."""
 _seats: dict[bytes, Seat] = {}
 """Seats of this process, by the stage's pickle."""
+_pools: list[DecodePool] = []
+"""One process for all stages without a model, as on one machine; none until it is wanted."""
 
 
 class Mailbox:
@@ -62,7 +68,9 @@ def serve(table: pa.Table, stage: Stage, places: Places, position: int, mailbox:
     """
     blob = packed(stage, places)
     if blob not in _seats:
-        _seats[blob] = seat_for(stage, places, workers=1)
+        if not _pools:
+            _pools.append(pool_for(models=False, workers=1))
+        _seats[blob] = seat_for(stage, places, 1, pool=_pools[0])
     return _serve(_seats[blob], table, position, mailbox)
 
 
@@ -94,6 +102,7 @@ def _serve(seat: Seat, table: pa.Table, position: int, mailbox: Any) -> pa.Table
         if not task.todo[position]:
             tasks[place] = after(task, position, {})
     letter: list[Done] = []
+    sent = time.monotonic()
     try:
         for done in Chain([seat], iter(here)).run():
             task = tasks[done.number]
@@ -102,6 +111,9 @@ def _serve(seat: Seat, table: pa.Table, position: int, mailbox: Any) -> pa.Table
                 tasks[done.number] = replace(task, todo=((),) * len(task.todo))
             else:
                 tasks[done.number] = after(task, position, done.result)
+            if time.monotonic() - sent > LETTER_S:
+                ray.get(mailbox.put.remote(pickle.dumps(letter)))
+                letter, sent = [], time.monotonic()
     except Exception as error:
         ray.get(mailbox.fail.remote(_pickled(error)))
         raise

@@ -175,12 +175,10 @@ class Alone:
             else:  # what is not known anew stays: of rows that were dropped before, say
                 before = as_type(table.column(written), column.type)
                 table = table.set_column(place, written, pc.coalesce(column, before))
-        reasons: dict[int, str] = {}
-        rows = {path: row for row, path in enumerate(paths)}
+        of_path: dict[str, str] = {}
         for bad in self.bad:
-            row = rows.get(bad.path)
-            if row is not None and row not in reasons:
-                reasons[row] = f"{bad.stage}: {bad.reason}"
+            of_path.setdefault(bad.path, f"{bad.stage}: {bad.reason}")
+        reasons = {row: of_path[path] for row, path in enumerate(paths) if path in of_path}
         manifest = Manifest(table, given.root, source=output).with_dropped(reasons)
         manifest.write(output, data_root=data_root)
         return manifest

@@ -164,6 +164,8 @@ def test_a_source_that_was_moved_or_touched(tmp_path: Path, run: Runner) -> None
     rows = run(moved, **keep)
     assert run.computed["look"] == 0
     assert rows[2]["cut_by"] == "kept"
+    assert run(moved, **keep) == rows
+    assert set(run.computed.values()) == {0}
     assert {row["source"] for row in rows} == {str(moved / "a.mp4"), str(moved / "b.mp4")}
 
 
@@ -219,6 +221,9 @@ def test_a_manifest_of_another_run(tmp_path: Path, run: Runner, executor: LocalE
     assert [row["dropped_by"] for row in rows] == ["", "", ""]
     assert {row["source"] for row in rows} == {str(run.out / p) for p in table["path"].to_pylist()}
     assert {row["num_frames"] for row in rows} == {25}
+    dropped = pa.array(["", "filter: x > 1", "no_caption"], pa.large_string())
+    pa_parquet.write_table(table.append_column("dropped_by", dropped), run.out / "manifest.parquet")
+    assert len(again(run.out / "manifest.parquet")) == 1
 
 
 def test_cuts_that_change(tmp_path: Path, run: Runner) -> None:
@@ -375,3 +380,24 @@ def test_rules_are_about_clips_as_they_will_be(tmp_path: Path, run: Runner) -> N
     assert row["dropped_by"] == "not cut: height > 48"
     (row,) = run(raw, **small, filter=FilterConfig(rules=("height <= 48",)))
     assert row["dropped_by"] == ""
+
+
+def test_rows_of_one_bad_file_are_all_marked(tmp_path: Path, executor: LocalExecutor) -> None:
+    film(tmp_path / "a.mp4", 1)
+    (tmp_path / "b.mp4").write_text("no video")
+    given = {
+        "path": ["b.mp4", "a.mp4", "b.mp4"], "text": ["x", "y", "z"], "num_frames": [25] * 3,
+        "height": [90] * 3, "width": [160] * 3, "fps": [25.0] * 3,
+    }  # fmt: skip
+    Manifest.from_columns(given, tmp_path).write(tmp_path / "m.parquet")
+    alone = Alone(str(tmp_path / "n.parquet"), recipe(scenes=None, hashes=HashConfig()), executor)
+    found = alone.columns(str(tmp_path / "m.parquet"), str(tmp_path / "n.parquet"))
+    assert found.kept.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("path", ["../a.mp4", "b/../../a.mp4", "", None])
+def test_paths_of_tables_stay_below_their_folder(tmp_path: Path, run: Runner, path: Any) -> None:
+    table = pa.table({"path": pa.array([path], pa.string())})
+    pa_parquet.write_table(table, tmp_path / "m.parquet")
+    with pytest.raises(KinemaError, match="is empty or leaves the folder"):
+        run(tmp_path / "m.parquet")

@@ -425,3 +425,19 @@ def test_embeddings_of_any_list_type() -> None:
         vectors, has = vectors_of(pa.chunked_array([pa.array(rows, kind), pa.array(rows, kind)]))
         assert has.tolist() == [True, False, True] * 2
         assert np.allclose(vectors, [[0.6, 0.8], [0, 1]] * 2, atol=1e-3)
+
+
+def test_ranks_in_a_concept(random: np.random.Generator) -> None:
+    """The best aesthetic ones first, clips without a score last, duplicates not at all."""
+    clips = table([clip(4, random) for _ in range(5)])
+    scores = pa.array([5.0, None, 7.0, 6.0, 9.0], pa.float32())
+    embeddings = pa.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [-1.0, 0.0, 0.0],
+                           [1.0, 0.0, 0.0]])  # fmt: skip
+    config = replace(CONFIG, concepts=1, concept_cap=2)
+    result = dedup(clips.append_column("aesthetic", scores), embeddings, config)
+    ids = result["id"].to_pylist()
+    assert result["similar_to"].to_pylist() == ["", "", "", "", ids[0]]
+    assert result["concept"].to_pylist() == [0] * 5
+    assert result["concept_rank"].to_pylist() == [3, 4, 1, 2, None]
+    verdict = apply_rules(result, parse_rules(dedup_rules(config, embeddings=True)))
+    assert verdict.kept_mask.tolist() == [False, False, True, True, False]

@@ -47,6 +47,14 @@ def test_scenes_between_cuts_are_clips_and_short_ones_are_not() -> None:
     assert why is None
 
 
+def test_a_scene_of_just_the_least_length_is_a_clip() -> None:
+    for start in range(7, 1500, 61):  # sums of frame times are off by rounding
+        enough = _signals(start + 150, (start, start + 50))
+        assert (start, start + 50) in _spans(enough, min_s=2.0)[0]
+        short = _signals(start + 150, (start, start + 49))
+        assert (start, start + 49) not in _spans(short, min_s=2.0)[0]
+
+
 def test_long_scenes_are_split_evenly() -> None:
     spans, _ = _spans(_signals(1000), max_s=16.0)
     assert spans == [(0, 333), (333, 667), (667, 1000)]

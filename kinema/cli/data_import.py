@@ -102,6 +102,7 @@ def import_(
     if show_list:
         _print_list()
         return
+    from kinema.cli.this_machine import refuse_url
     from kinema.config.errors import KinemaError
     from kinema.curation.importers.dataset import Request
     from kinema.curation.importers.run import import_data
@@ -112,6 +113,8 @@ def import_(
         raise typer.BadParameter("say where to write: -o MANIFEST.parquet", param_hint="-o")
     if prefer not in (None, "clips", "cuts"):
         raise KinemaError(f"{prefer!r} is neither clips nor cuts", where="--as")
+    for place in (*(sources or ()), videos, extract, output):
+        refuse_url(place, "what `kinema data import` works on", hint="download it first")
     request = Request(tuple(sources or ()), videos, extract, encoding, text_column, path_column)
     try:
         result = import_data(

@@ -321,6 +321,7 @@ def test_training_reads_clips_from_a_store(
     "words",
     [
         ("data", "index", "s3://world/set", "-o", "x.parquet"),
+        ("data", "import", "csv", "t.csv", "--videos", "s3://world/set", "-o", "x.parquet"),
         ("latents", "encode", "tiny/smoke", "-o", "s3://world/latents"),
         ("text", "encode", "tiny/smoke", "-o", "s3://world/captions"),
         ("train", "tiny/smoke", "--outputs", "s3://world/runs"),

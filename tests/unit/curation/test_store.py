@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from kinema.curation import store as store_module
 from kinema.curation.stage import Bad, Found, Part
 from kinema.curation.store import ResultStore
 from kinema.media.stores import filesystem
+from tests.s3_fixture import S3Store
 
 PART = Part(
     "everything",
@@ -45,25 +45,9 @@ EMPTY: dict[str, Any] = NONE | {"text": "", "_embedding": [], "_boxes": []}
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
+def bucket(s3: S3Store) -> str:
     """URL of a folder in an S3 store on this machine."""
-    pytest.importorskip("s3fs")
-    server_module = pytest.importorskip("moto.server")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        import s3fs
-
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("results")
-        yield "s3://results/run"
-        s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    return f"{s3.bucket('results')}/run"
 
 
 @pytest.fixture(params=["disk", "memory", "s3"])

@@ -277,8 +277,8 @@ def test_a_slow_stage_holds_back_the_ones_before_it(tmp_path: Path, two: LocalEx
     for name, _ in order(tmp_path):
         ahead += 1 if name == "double" else -1
         most = max(most, ahead)
-    # Waiting (2 workers x 2 rows x AHEAD), and what both stages have under way.
-    assert most <= 2 * 2 * chain.AHEAD + 2 * 2 * 3
+    # Waiting: two batches of two rows for each of two workers; and what both stages have under way.
+    assert most <= 2 * 2 * 2 + 2 * 2 * 3
 
 
 def test_later_stages_begin_before_the_first_has_ended(tmp_path: Path, two: LocalExecutor) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _OVERRIDE = re.compile(r"(--)?[A-Za-z_][\w.]*=")
 SHOWN = 8
 """Refused files to name on the screen; refused.jsonl has all."""
+RULE_WIDTH = 46
+"""Characters of a rule in the table of rules; a longer one moves its figures to the right."""
 
 
 class _RunByDefault(TyperGroup):
@@ -148,7 +150,8 @@ def run(
     if outcome.stopped is not None:
         raise outcome.stopped
     if outcome.kept == 0:
-        typer.echo("error: the rules drop every clip", err=True)
+        hint = "other rules; the table above says how many each drops"
+        typer.echo(f"error: the rules drop every clip\n  try: {hint}", err=True)
         raise typer.Exit(1)
 
 
@@ -304,8 +307,19 @@ def print_refused(refused: list[dict[str, str]]) -> None:
 
 
 def print_rules(outcome: Outcome) -> None:
-    """What each rule dropped."""
-    for count in outcome.verdict.counts:
-        print(f"dropped {count.first:,} (alone {count.alone:,}): {count.rule.text}")
-    for reason, rows in outcome.verdict.others.items():
+    """What each rule dropped, most of it perhaps before it was cut."""
+    from kinema.curation.pipeline import NOT_CUT
+
+    others = dict(outcome.verdict.others)
+    counts = outcome.verdict.counts
+    broad = max((len(count.rule.text) for count in counts), default=0)
+    broad = min(max(broad, len("rule")), RULE_WIDTH)
+    if counts:
+        print(f"\n{'rule':<{broad}}{'drops':>11}{'alone':>11}{'not cut':>11}")
+    for count in counts:
+        uncut = others.pop(f"{NOT_CUT}{count.rule.text}", 0)
+        figures = (count.first + uncut, count.alone, uncut)
+        print(f"{count.rule.text:<{broad}}" + "".join(f"{figure:>11,}" for figure in figures))
+    for reason, rows in others.items():
         print(f"dropped {rows:,}: {reason}")
+    print()

@@ -324,3 +324,10 @@ class CurateRecipe:
     time_limit_s: float = 60.0
     """Seconds for one file beside three times its length; past it, its worker is killed."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        dedup = self.dedup
+        if dedup is not None and self.embed is None:
+            for name in ("concepts", "concept_cap"):
+                if getattr(dedup, name) is not None:
+                    raise ValueError(f"dedup.{name} needs embeddings: embed={{}}")

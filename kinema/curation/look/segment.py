@@ -163,6 +163,7 @@ def found_spans(
         begin = gap_end
     if spans:
         return spans, None
+    longest = np.floor(longest * 100 + 1e-4) / 100  # not "1.00 s" of 0.9999 where 1 is asked for
     what = f"the longest scene has {longest:.2f} s" if longest else "no frame is lit and undamaged"
     return [], f"{what}; clips have {config.min_s:g} s or more"
 

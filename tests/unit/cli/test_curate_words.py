@@ -29,6 +29,10 @@ def test_a_misspelt_stage_is_told_whatever_else_is_missing(
     (tmp_path / "videos").mkdir()
     assert "has no videos" in told("videos", "-o", "out")
     assert "has no videos" in told("-o", "out", "videos")
+    assert "embed={}" in told("videos", "-o", "out", "dedup.concepts=3")
+    assert "did you mean 'curate/default'" in told("videos", "-o", "out", "--recipe", "defualt")
+    assert "has no videos" in told("videos", "-o", "out", "--recipe", "default")
+    assert "nsfw.label=" in told("nsfw", "m.parquet", "-o", "n.parquet", "nsfw.model=x")
     assert not (tmp_path / "out").exists()
 
 

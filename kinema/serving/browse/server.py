@@ -15,7 +15,8 @@ import uvicorn
 
 from kinema.config.errors import KinemaError
 from kinema.data.manifest import Manifest
-from kinema.media.stores import is_url
+from kinema.data.tables import ENDINGS
+from kinema.media.stores import is_url, suffix
 from kinema.serving.browse.app import make_app
 from kinema.serving.browse.edits import Edits
 from kinema.serving.browse.guard import LOOPBACK
@@ -48,8 +49,8 @@ def browse(
     Raises:
         KinemaError: no such manifest; the port is taken.
     """
-    if not is_url(path) and os.path.isdir(path):
-        path = os.path.join(path, "manifest.parquet")
+    if (suffix(path) not in ENDINGS) if is_url(path) else os.path.isdir(path):
+        path = f"{path.rstrip('/')}/manifest.parquet"
     manifest = Manifest.read(path, data_root=data_root)
     edits = Edits(edits_file(path), manifest.path, len(manifest))
     with bind(host, port) as listener:

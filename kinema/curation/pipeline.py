@@ -12,7 +12,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
@@ -38,7 +38,7 @@ from kinema.curation.inputs import Inputs, find_inputs
 from kinema.curation.merge_rows import put_back
 from kinema.curation.report import Count, RunSummary, StageSummary, Tokens
 from kinema.curation.rules import Rules
-from kinema.curation.stage import Bad, Places, Stage
+from kinema.curation.stage import Bad, Places, Row, Stage
 from kinema.curation.stages import caption_stages, check_models, clip_stages, source_stages
 from kinema.curation.store import ResultStore
 from kinema.data.filter import PREFIX as FILTER
@@ -296,9 +296,9 @@ def _drop_early(
     rules = run.rules.now(clips, later)
     verdict = apply_rules(clips.append_column("dropped_by", pa.array(dropped, pa.large_string())),
                           rules)  # fmt: skip
-    for row, reason in enumerate(verdict.dropped_by.to_pylist()):
-        if reason and not dropped[row]:
-            dropped[row] = reason
+    reasons = verdict.dropped_by.to_numpy()
+    new = (reasons != "") & (dropped == "")
+    dropped[new] = reasons[new]
 
 
 def _compare(
@@ -332,7 +332,7 @@ def _caption(
 
         left = clips.take(pa.array(np.flatnonzero(skipped == "")))
         missing = _missing(run, stages[0], left)
-        cost = estimate(missing.to_pylist(), config, run.recipe.frames)
+        cost = estimate(_rows(missing), config, run.recipe.frames)
         if cost is not None and missing.num_rows:
             run.say(f"captions by {config.model}, about: {cost}")
     clips, after = _through(run, stages, clips, skipped)
@@ -348,8 +348,15 @@ def _missing(run: _Run, stage: Stage, table: pa.Table) -> pa.Table:
     from kinema.curation.stage import result_key
 
     (part,) = stage.parts
-    keys = np.array([result_key(row, part) for row in table.to_pylist()], dtype="S32")
+    names = [n for n in ("id", "state", *part.depends) if n in table.column_names]
+    keys = np.array([result_key(row, part) for row in _rows(table.select(names))], dtype="S32")
     return table.filter(pa.array(run.store.known(part).find(keys) < 0))
+
+
+def _rows(table: pa.Table) -> Iterator[Row]:
+    """Rows as Python values, which take ten times the memory of columns: a few at once."""
+    for batch in table.to_batches(max_chunksize=4096):
+        yield from batch.to_pylist()
 
 
 def _count_captions(run: _Run, clips: pa.Table, dropped: NDArray[np.object_]) -> None:
@@ -381,9 +388,11 @@ def _judge(
     """Apply the rules to all clips, and write the manifest."""
     config = run.recipe.caption
     if config is not None and config.score_text:
-        from kinema.curation.captions.answers import with_scores
+        from kinema.curation.captions.answers import SCORES, with_scores
 
-        texts = [with_scores(r["text"], r) if r["text"] else "" for r in clips.to_pylist()]
+        names = [n for n in SCORES if n in clips.column_names]
+        rows = _rows(clips.select(["text", *names]))
+        texts = [with_scores(row["text"], row) if row["text"] else "" for row in rows]
         place = clips.schema.get_field_index("text")
         clips = clips.set_column(place, "text", pa.array(texts, pa.large_string()))
     clips = clips.drop_columns([n for n in clips.column_names if n.startswith("_")])

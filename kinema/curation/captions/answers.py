@@ -142,6 +142,10 @@ def as_columns(
     return {name: values.get(name) for name in columns}
 
 
+SCORES = ("aesthetic", "flow", "camera_motion")
+"""Columns that `with_scores` looks at."""
+
+
 def with_scores(text: str, row: Mapping[str, Any]) -> str:
     """A caption with the row's scores appended (`score_text`), for the manifest; a score that the
     row does not have is left out.

@@ -183,7 +183,7 @@ def stages(items: Sequence[Any], floor_s: float | None) -> str:
         under = f'<div class="small">{text(reasons)}</div>' if reasons else ""
         lines.append(
             f'<tr><td class="left">{text(item.name)}{under}</td>'
-            f'<td class="left">{text(item.level)}</td>'
+            f'<td style="text-align:left">{text(item.level)}</td>'
             f"<td>{count(item.computed)}</td><td>{count(item.recalled)}</td><td>{bad}</td>"
             f"<td>{took}</td><td>{work}</td>"
             f"<td>{rate_shown}</td><td>{per_row}</td><td>{hours_shown}</td></tr>"

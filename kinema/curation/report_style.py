@@ -34,6 +34,7 @@ vertical-align:bottom}
 td{padding:6px 8px;border-top:1px solid var(--rule);text-align:right;vertical-align:top}
 th:first-child,td:first-child{text-align:left;padding-left:0}
 td.left,th.left{text-align:left;overflow-wrap:anywhere}
+td:not(.left){white-space:nowrap}
 .wide{overflow-x:auto}
 .funnel{display:grid;gap:3px}
 .funnel div{display:grid;grid-template-columns:minmax(150px,34%) 1fr 92px 82px 108px;gap:12px;

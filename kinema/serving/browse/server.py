@@ -49,6 +49,10 @@ def browse(
     Raises:
         KinemaError: no such manifest; the port is taken.
     """
+    if not is_url(path) and not os.path.exists(path):
+        raise KinemaError(
+            "does not exist", where=path, hint="give a manifest, or the folder of a curation run"
+        )
     if (suffix(path) not in ENDINGS) if is_url(path) else os.path.isdir(path):
         path = f"{path.rstrip('/')}/manifest.parquet"
     manifest = Manifest.read(path, data_root=data_root)

@@ -1,4 +1,4 @@
-"""How far a long job is: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""How far a long job is: a bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 SECONDS_BETWEEN_LINES = 5.0
+MOST_SECONDS_BETWEEN_LINES = 60.0
+LINES_OF_A_JOB = 20
+"""A job of minutes has about as many lines; a longer one has one a minute."""
 SECONDS_BETWEEN_REDRAWS = 0.1
 RATE_WINDOW_S = 30.0
 
@@ -65,6 +68,11 @@ class Progress:
         elif stream is not None:
             self._display = _Lines(stream)
         return self
+
+    @property
+    def seconds(self) -> float:
+        """Since the job began, up to what was shown last."""
+        return self._shown - self._start
 
     def advance(self, n: int = 1, note: str = "") -> None:
         """Count `n` more items; `note` (the file at hand, the loss) replaces the last note."""
@@ -153,13 +161,16 @@ class _Display(Protocol):
 class _Lines:
     """For files, pipes and CI logs."""
 
-    interval_s = SECONDS_BETWEEN_LINES
-
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.interval_s = SECONDS_BETWEEN_LINES
 
     def show(self, progress: Progress, status: str) -> None:
         self.finish(f"{progress.what}: {status}")
+        self.interval_s = min(
+            max(progress.seconds / LINES_OF_A_JOB, SECONDS_BETWEEN_LINES),
+            MOST_SECONDS_BETWEEN_LINES,
+        )
 
     def finish(self, line: str) -> None:
         self._stream.write(line + "\n")

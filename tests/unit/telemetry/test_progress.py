@@ -39,6 +39,14 @@ def test_lines_come_at_most_every_five_seconds_and_one_at_the_end() -> None:
     ]
 
 
+def test_a_long_job_writes_a_line_a_minute() -> None:
+    lines = run(total=7200, seconds_each=1.0, n=7200)  # two hours
+    assert 100 < len(lines) < 160
+    assert lines[0].startswith("indexing: 5/7,200 files")
+    counts = [int(line.split()[1].split("/")[0].replace(",", "")) for line in lines[:-1]]
+    assert counts[-1] - counts[-2] == 60
+
+
 def test_unknown_total_shows_no_time_left() -> None:
     lines = run(total=None, seconds_each=6.0, n=2)
     assert lines[0].startswith("indexing: 1 file, ")

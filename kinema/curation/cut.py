@@ -82,7 +82,7 @@ class CutStage:
         depends = (*BORDERS, "source") if self.cut.whole == "keep" else BORDERS
         return [
             Part("cut", COLUMNS, {"version": VERSION} | asdict(self.cut), depends, file="path"),
-            Part("frames", frames, look | asdict(self.frames), BORDERS, file="frames"),
+            Part("frames", frames, look | {"strip": asdict(self.frames)}, BORDERS, file="frames"),
         ]
 
     def time_limit_s(self, row: Row) -> float:

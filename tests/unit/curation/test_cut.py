@@ -335,6 +335,8 @@ def test_settings_that_change_a_clip_change_its_key() -> None:
     assert keys()[0] != keys(crf=20)[0]
     assert keys()[1] == keys(crf=20)[1]  # strips do not depend on how it is compressed
     assert keys()[1] != keys(letterbox="keep")[1]
+    assert keys()[1] != keys(max_side=480)[1]  # which `frames` has too
+    assert keys()[1] != keys(mode="copy")[1]
 
 
 def test_a_file_that_is_kept_where_it_is_may_be_moved() -> None:

@@ -184,7 +184,9 @@ def test_a_variable_rate_is_bounded() -> None:
 
 
 def test_a_copys_strip_shows_the_copy_only(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "a.mp4", pictures(60), g="40", keyint_min="40", sc_threshold="0")
+    path = write_clip(
+        tmp_path / "a.mp4", pictures(75), bf="0", g="40", keyint_min="40", sc_threshold="0"
+    )
     (clip,) = curated(tmp_path, path, [[0.4, 2.4, ""]], mode="copy")
     assert (clip["start_frame"], clip["num_frames"]) == (40, 20)
     check(tmp_path, clip)
@@ -212,10 +214,12 @@ def test_another_runs_columns_are_not_this_ones(tmp_path: Path) -> None:
         "id": "1" * 32, "state": "1", "path": "/b/clip.mp4", "name": "clip.mp4", "text": "A cat.",
         "source": "/raw/film.mp4", "source_name": "film.mp4", "source_codec": "vp9",
         "frames": "frames/ab/x.jpg", "frames_count": 3, "whole": False, "start_s": 12.5, "gop": 30,
-        "border_top": 9, "cut_by": "encode", "aesthetic": 5.5, "codec": "h264", "num_frames": 48,
+        "border_top": 9, "cut_by": "encode", "aesthetic": 5.5, "flow": 0.5, "codec": "h264",
+        "num_frames": 48,
         "_clips": json.dumps([
             {"id": "2" * 32, "start_frame": 0, "end_frame": 48, "start_s": 0.0, "whole": True,
-             "border_top": None, "path": "/etc/x", "dropped_by": "me", "mood": "calm"},
+             "flow": None, "border_top": None, "path": "/etc/x", "dropped_by": "me",
+             "mood": "calm"},
             {"id": "3" * 32, "start_frame": 0, "end_frame": 24, "start_s": 0.0, "whole": False,
              "mood": 1},
         ]),
@@ -223,7 +227,7 @@ def test_another_runs_columns_are_not_this_ones(tmp_path: Path) -> None:
     part, whole = clip_table(pa.Table.from_pylist([source])).to_pylist()
     assert whole["source"] == whole["path"] == "/b/clip.mp4"
     assert (whole["source_name"], whole["source_codec"]) == ("clip.mp4", "h264")
-    assert (whole["aesthetic"], whole["text"]) == (5.5, "A cat.")
+    assert (whole["aesthetic"], whole["flow"], whole["text"]) == (5.5, 0.5, "A cat.")
     assert (part["aesthetic"], part["text"]) == (None, "")
     assert (whole["start_s"], whole["whole"], whole["border_top"]) == (0.0, True, None)
     assert not {"frames", "frames_count", "gop", "cut_by", "dropped_by"} & whole.keys()

@@ -441,3 +441,10 @@ def test_ranks_in_a_concept(random: np.random.Generator) -> None:
     assert result["concept_rank"].to_pylist() == [3, 4, 1, 2, None]
     verdict = apply_rules(result, parse_rules(dedup_rules(config, embeddings=True)))
     assert verdict.kept_mask.tolist() == [False, False, True, True, False]
+
+
+def test_three_quarters_must_lie_beside_each_other() -> None:
+    for longer, near in ((4, True), (5, False)):
+        frames = Frames.parse(pa.array([text(np.zeros(n, np.uint64)) for n in (longer, 3)]))
+        apart = distances(frames, np.array([0]), np.array([1]))[0]
+        assert apart == (0 if near else np.inf)

@@ -14,6 +14,7 @@ parts that a call is to find.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -62,7 +63,7 @@ class Part:
     column (`_signals_scenes`), below `Places.signals`. Where the file is gone it is made anew: at
     once, or, of an internal column, when a later stage has something to find for the row."""
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """16 hex digits that name this version of the part."""
         return digest(self.name, dict(self.made_by))[:16]
@@ -126,9 +127,12 @@ class Places:
         return cls(out, f"{out}/clips", f"{out}/frames", f"{out}/signals")
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
 def digest(*values: Any) -> str:
     """64 hex digits of plain values (BLAKE2b of their canonical JSON)."""
-    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    canonical = _CANONICAL.encode(values)
     return hashlib.blake2b(canonical.encode(), digest_size=32).hexdigest()
 
 

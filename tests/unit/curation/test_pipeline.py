@@ -24,6 +24,7 @@ from kinema.curation.config import (
     FramesConfig,
     HashConfig,
     MotionConfig,
+    OcrConfig,
     QualityConfig,
     ScenesConfig,
 )
@@ -404,3 +405,16 @@ def test_paths_of_tables_stay_below_their_folder(tmp_path: Path, run: Runner, pa
     pa_parquet.write_table(table, tmp_path / "m.parquet")
     with pytest.raises(KinemaError, match="is empty or leaves the folder"):
         run(tmp_path / "m.parquet")
+
+
+def test_one_stage_alone_writes_no_clips(tmp_path: Path, executor: LocalExecutor) -> None:
+    film(tmp_path / "a.mp4", 1, frames=6)
+    given = {"path": ["a.mp4"], "text": ["x"], "num_frames": [6], "height": [90], "width": [160],
+             "fps": [25.0]}  # fmt: skip
+    Manifest.from_columns(given, tmp_path).write(tmp_path / "m.parquet")
+    out = tmp_path / "n.parquet"
+    alone = Alone(str(out), recipe(scenes=None, ocr=OcrConfig()), executor)
+    found = alone.columns(str(tmp_path / "m.parquet"), str(out))
+    assert found.column("ocr_boxes").tolist() == [0]
+    assert list((tmp_path / "n.parquet.curation/frames").rglob("*.jpg"))
+    assert not (tmp_path / "n.parquet.curation/clips").exists()

@@ -11,8 +11,8 @@ from typing import Any, Protocol, Self, TextIO
 
 SECONDS_BETWEEN_LINES = 5.0
 MOST_SECONDS_BETWEEN_LINES = 60.0
-LINES_OF_A_JOB = 20
-"""A job of minutes has about as many lines; a longer one has one a minute."""
+SHARE_BETWEEN_LINES = 0.1
+"""Of the time that a job has taken: the longer it runs, the fewer lines, down to one a minute."""
 SECONDS_BETWEEN_REDRAWS = 0.1
 RATE_WINDOW_S = 30.0
 
@@ -168,7 +168,7 @@ class _Lines:
     def show(self, progress: Progress, status: str) -> None:
         self.finish(f"{progress.what}: {status}")
         self.interval_s = min(
-            max(progress.seconds / LINES_OF_A_JOB, SECONDS_BETWEEN_LINES),
+            max(progress.seconds * SHARE_BETWEEN_LINES, SECONDS_BETWEEN_LINES),
             MOST_SECONDS_BETWEEN_LINES,
         )
 

@@ -48,6 +48,15 @@ def put(file: Path, url: str) -> None:
         ) from None
 
 
+def remove_leftovers(*folders: str) -> None:
+    """Remove what killed workers were writing below the folders of a run (nobody else writes there
+    while it is locked); stores have no such files."""
+    for folder in folders:
+        if not is_url(folder):
+            for file in Path(folder).glob("??/.*.tmp.*"):
+                file.unlink(missing_ok=True)
+
+
 def seen_from_here(path: str) -> str:
     """A path as messages show it: from the folder that the person is in, where that is shorter."""
     if not path.startswith("/"):

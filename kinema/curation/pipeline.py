@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version as package_version
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +24,21 @@ from numpy.typing import NDArray
 
 from kinema.config.errors import KinemaError
 from kinema.config.recipe import dump_recipe
-from kinema.config.settings import to_dict
 from kinema.curation.clips import clip_table, columns_of_cuts
 from kinema.curation.config import CurateRecipe
 from kinema.curation.cut import with_planned_sizes
 from kinema.curation.dedup import COLUMNS as DEDUP
 from kinema.curation.engine import BadRow, StagesReport, StageStats, recall, run_stages
 from kinema.curation.executor import Executor
-from kinema.curation.files import new_file, seen_from_here
+from kinema.curation.files import new_file, remove_leftovers, seen_from_here
 from kinema.curation.inputs import Inputs, find_inputs
 from kinema.curation.merge_rows import put_back
-from kinema.curation.report import Count, RunSummary, StageSummary, Tokens
+from kinema.curation.report import RunSummary, Tokens
 from kinema.curation.rules import Rules
 from kinema.curation.stage import Bad, Places, Row, Stage
 from kinema.curation.stages import caption_stages, check_models, clip_stages, source_stages
 from kinema.curation.store import ResultStore
+from kinema.curation.summary import summarise
 from kinema.data.filter import PREFIX as FILTER
 from kinema.data.filter import FilterResult, apply_rules
 from kinema.data.manifest import Manifest
@@ -150,7 +148,21 @@ def curate(
         clips, dropped = _caption(run, clips, dropped)
         verdict, manifest = _judge(run, clips, dropped)
         _write_refused(places, run.refused)
-        summary = _summary(run, found, sources, manifest, started, clock, inputs, recipe_name)
+        summary = summarise(
+            recipe,
+            rules.texts,
+            given=found.table.num_rows + len(found.refused),
+            inputs=inputs,
+            recipe_name=recipe_name,
+            sources=sources,
+            manifest=manifest,
+            stats=run.stats,
+            tokens=run.tokens,
+            engine=executor.name,
+            started=started,
+            wall_s=time.monotonic() - clock,
+            finished=run.stopped is None,
+        )
         with new_file(f"{places.out}/run.json") as file:
             file.write_text(summary.to_json(), encoding="utf-8")
     kept = verdict.kept_mask
@@ -183,6 +195,7 @@ def _check_rules(rules: Rules, recipe: CurateRecipe, found: Inputs) -> set[str]:
 
 def _open(places: Places, recipe: CurateRecipe, found: Inputs, say: Callable[[str], None]) -> None:
     """Write the recipe, and tell what is different from an earlier run in this folder."""
+    remove_leftovers(places.clips, places.frames, places.signals)
     with new_file(f"{places.out}/{RECIPE}") as file:
         file.write_text(dump_recipe(recipe), encoding="utf-8")
     if found.images:
@@ -449,48 +462,4 @@ def _no_clips(sources: pa.Table, refused: list[dict[str, str]], out: str) -> Kin
         f"none of {sources.num_rows} videos gives a clip ({reasons}){first}",
         where=out,
         hint=f"{out}/{REFUSED} has the reason for each; scenes.min_s sets the shortest clip",
-    )
-
-
-def _summary(
-    run: _Run,
-    found: Inputs,
-    sources: pa.Table,
-    manifest: Manifest,
-    started: datetime,
-    clock: float,
-    inputs: Sequence[str],
-    recipe_name: str,
-) -> RunSummary:
-    readable = sources.filter(pc.is_valid(sources.column("_clips")))
-    hours = float(pc.sum(readable.column("duration")).as_py() or 0) / 3600
-    clip_hours = float(np.nansum(manifest.column("duration"))) / 3600
-    stages = [
-        StageSummary(
-            stats.name, stats.computed, stats.recalled, stats.bad, stats.worker_s, stats.wall_s,
-            stats.video_hours, level, stats.workers, stats.gpu, dict(stats.reasons),
-        )
-        for level, stats in run.stats
-    ]  # fmt: skip
-    names = ("kinema", "av", "scenedetect-headless", "opencv-python-headless", "pyarrow")
-    versions = {name: package_version(name) for name in names}
-    return RunSummary(
-        started=started.isoformat(timespec="seconds"),
-        wall_s=time.monotonic() - clock,
-        inputs=tuple(inputs),
-        recipe=to_dict(run.recipe),
-        recipe_name=recipe_name,
-        versions=versions | {"python": platform.python_version()},
-        counts=(
-            Count("files given", found.table.num_rows + len(found.refused)),
-            Count("videos readable", readable.num_rows, hours),
-            Count("clips", len(manifest), clip_hours),
-        ),
-        rules=run.rules.texts,
-        stages=stages,
-        tokens=run.tokens,
-        engine=run.executor.name,
-        cores=os.cpu_count(),
-        machine=f"{os.cpu_count()} cores",
-        finished=run.stopped is None,
     )

@@ -38,7 +38,6 @@ class Posters:
         self._making: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
         self._has_frames = "frames" in manifest.table.column_names
-        self._has_id = "id" in manifest.table.column_names
 
     def close(self) -> None:
         self._pool.close()
@@ -109,13 +108,7 @@ class Posters:
         table, root = self._manifest.table, self._manifest.root
         if is_url(root):
             return ""
-        if self._has_frames:
-            name = table.column("frames")[row].as_py()
-        elif self._has_id:
-            ident = str(table.column("id")[row].as_py() or "")
-            name = f"frames/{ident[:2]}/{ident}.jpg" if ident.isalnum() else ""
-        else:
-            name = ""
+        name = table.column("frames")[row].as_py() if self._has_frames else ""
         if not isinstance(name, str) or suffix(name) not in IMAGE_SUFFIXES or is_url(name):
             return ""
         if name.startswith("/") or ".." in name.split("/"):

@@ -147,3 +147,16 @@ def test_files_in_a_store() -> None:
     assert "memory://lost/set/ab/one.mp4" in present
     assert "memory://lost/set/ab/two.mp4" not in present
     assert "memory://lost/set/none/two.mp4" not in present
+
+
+def test_what_killed_workers_were_writing_is_removed(tmp_path: Path) -> None:
+    from kinema.curation.files import remove_leftovers
+
+    folder = tmp_path / "clips" / "ab"
+    folder.mkdir(parents=True)
+    left, whole = folder / ".film_00.77.tmp.mp4", folder / "film_00.mp4"
+    left.touch()
+    whole.touch()
+    remove_leftovers(f"{tmp_path}/clips", f"{tmp_path}/frames", "s3://bucket/signals")
+    assert not left.exists()
+    assert whole.exists()

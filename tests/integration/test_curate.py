@@ -228,6 +228,7 @@ def test_an_endpoint_that_fails_costs_no_other_work(raw: Path, out: Path, server
     def fails(question: Any) -> Reply:
         return 401, {}, b"{}"
 
+    kinema("curate", raw, "-o", out, "filter.rules=[]")
     server.says = fails
     config = f"caption={{endpoint: {server.address}, model: other, retries: 0, backoff_s: 0.01}}"
     done = kinema("curate", raw, "-o", out, config, "filter.rules=[]", code=1)

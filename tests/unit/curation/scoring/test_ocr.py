@@ -23,7 +23,9 @@ TITLES = Path(__file__).parents[3] / "golden/curation/bbb_titles.jpg"
 
 @pytest.fixture(scope="module")
 def ocr_places(tmp_path_factory: pytest.TempPathFactory) -> Places:
-    return Places.below(str(tmp_path_factory.mktemp("ocr")))
+    places = Places.below(str(tmp_path_factory.mktemp("ocr")))
+    Path(places.frames).mkdir()
+    return places
 
 
 @pytest.fixture(scope="module")

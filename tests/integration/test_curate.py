@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +75,12 @@ def out(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def copy(out: Path, tmp_path: Path) -> Path:
+    """The run's folder, for a test that runs again in it."""
+    return shutil.copytree(out, tmp_path / "set")
+
+
 def rows(out: Path) -> list[dict[str, Any]]:
     table: Any = pa_parquet.read_table(out / "manifest.parquet")
     found: list[dict[str, Any]] = table.to_pylist()
@@ -115,19 +122,19 @@ def test_one_command_gives_clips_a_manifest_and_a_report(raw: Path, out: Path) -
 
 
 def test_a_second_run_works_nothing_out_and_other_rules_only_what_is_missing(
-    raw: Path, out: Path
+    raw: Path, copy: Path
 ) -> None:
-    kinema("curate", raw, "-o", out, 'filter.rules=["duration >= 3.5"]')
-    assert computed(out) == {"look": 0, "segment": 0, "cut": 0}
-    assert sum(not row["dropped_by"] for row in rows(out)) == 1
-    kinema("curate", raw, "-o", out, "filter.rules=[]")
-    assert computed(out)["cut"] == 2  # the still, and the small copy
-    kept = [row for row in rows(out) if not row["dropped_by"]]
+    kinema("curate", raw, "-o", copy, 'filter.rules=["duration >= 3.5"]')
+    assert computed(copy) == {"look": 0, "segment": 0, "cut": 0}
+    assert sum(not row["dropped_by"] for row in rows(copy)) == 1
+    kinema("curate", raw, "-o", copy, "filter.rules=[]")
+    assert computed(copy)["cut"] == 2  # the still, and the small copy
+    kept = [row for row in rows(copy) if not row["dropped_by"]]
     assert len(kept) == 4
-    (copy,) = [row for row in rows(out) if row["dropped_by"]]
-    assert copy["dropped_by"] == 'filter: duplicate_of == ""'
-    assert copy["source_name"].endswith("copies/small.mp4")
-    assert copy["duplicate_of"] == next(
+    (twin,) = [row for row in rows(copy) if row["dropped_by"]]
+    assert twin["dropped_by"] == 'filter: duplicate_of == ""'
+    assert twin["source_name"].endswith("copies/small.mp4")
+    assert twin["duplicate_of"] == next(
         row["id"] for row in kept if row["source_name"].endswith("/one.mp4")
     )
 
@@ -207,36 +214,36 @@ def test_two_runs_in_one_folder_are_refused(raw: Path, tmp_path: Path) -> None:
     assert "another curation run" in done.stderr
 
 
-def test_captions_by_an_endpoint(raw: Path, out: Path, server: Server) -> None:
+def test_captions_by_an_endpoint(raw: Path, copy: Path, server: Server) -> None:
     config = [
         f"caption={{endpoint: {server.address}, model: eyes, price_per_million_input: 1, "
         "price_per_million_output: 2, prompt: Describe it., backoff_s: 0.01, retries: 1}",
         "filter.rules=[not blank(text)]",
     ]
-    done = kinema("curate", raw, "-o", out, *config)
+    done = kinema("curate", raw, "-o", copy, *config)
     assert "captions by eyes, about: 3 videos" in done.stderr  # one has a text file
     assert "USD" in done.stderr
-    kept = [row for row in rows(out) if not row["dropped_by"]]
+    kept = [row for row in rows(copy) if not row["dropped_by"]]
     assert len(kept) == 4
     assert sum(row["caption_model"] == "eyes" for row in kept) == 3
     assert len(server.asked) == 3
-    kinema("curate", raw, "-o", out, *config)
+    kinema("curate", raw, "-o", copy, *config)
     assert len(server.asked) == 3
 
 
-def test_an_endpoint_that_fails_costs_no_other_work(raw: Path, out: Path, server: Server) -> None:
+def test_an_endpoint_that_fails_costs_no_other_work(raw: Path, copy: Path, server: Server) -> None:
     def fails(question: Any) -> Reply:
         return 401, {}, b"{}"
 
-    kinema("curate", raw, "-o", out, "filter.rules=[]")
+    kinema("curate", raw, "-o", copy, "filter.rules=[]")
     server.says = fails
     config = f"caption={{endpoint: {server.address}, model: other, retries: 0, backoff_s: 0.01}}"
-    done = kinema("curate", raw, "-o", out, config, "filter.rules=[]", code=1)
+    done = kinema("curate", raw, "-o", copy, config, "filter.rules=[]", code=1)
     assert "captioned" in done.stderr
     assert "401" in done.stderr
-    assert len(rows(out)) == 5  # the manifest is there, without these captions
-    assert not any("caption" in row["dropped_by"] for row in rows(out))  # which may come yet
-    assert computed(out)["cut"] == 0
+    assert len(rows(copy)) == 5  # the manifest is there, without these captions
+    assert not any("caption" in row["dropped_by"] for row in rows(copy))  # which may come yet
+    assert computed(copy)["cut"] == 0
 
 
 def test_cuts_by_a_list_with_captions_and_scores(raw: Path, tmp_path: Path) -> None:

@@ -32,6 +32,18 @@ CONNECTIONS = 32
 """Requests at once for many small things."""
 T = TypeVar("T")
 _NUMBERS = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES}
+PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "sftp": "paramiko",
+}
+"""What fsspec needs for the stores that people have most."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _KEPT = 2
 _fetched: OrderedDict[tuple[str, str], bytes] = OrderedDict()
@@ -96,7 +108,9 @@ def filesystem(url: Place) -> tuple[Any, str]:
         return system, str(kind._strip_protocol(text))
     except ImportError as error:
         raise StoreError(
-            f"stores of the kind {protocol}:// need a package of their own ({error})", where=text
+            f"stores of the kind {protocol}:// need a package of their own ({error})",
+            where=text,
+            hint=f"pip install {PACKAGES.get(protocol, '(that package)')}",
         ) from None
     except ValueError as error:
         raise StoreError(str(error), where=text) from None

@@ -189,3 +189,8 @@ def test_what_passes_is_tried_again(
     upload(local / "clip.mp4", f"{filled}/slow.mp4")
     assert read_bytes(f"{filled}/slow.mp4") == (local / "clip.mp4").read_bytes()
     assert len(refused) == 3  # PUT, HEAD, GET
+
+
+def test_the_package_of_a_store_is_named() -> None:
+    with pytest.raises(StoreError, match="pip install gcsfs"):
+        open_place("gs://bucket/clip.mp4")

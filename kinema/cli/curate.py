@@ -77,6 +77,9 @@ Ray = Annotated[
     str | None,
     typer.Option(help="Run on a Ray cluster: its address (HOST:PORT, auto), or local."),
 ]
+Copy = Annotated[
+    bool, typer.Option("--copy", help="Copy packets instead of encoding: keeps long GOPs.")
+]
 DataRoot = Annotated[
     str | None,
     typer.Option(help="Folder that paths in lists and tables are below (default: their own)."),
@@ -105,6 +108,7 @@ def run(
         str, typer.Option("-o", "--output", help="Folder (or URL) for clips and manifest.")
     ],
     recipe: RecipeName = "curate/default",
+    copy: Copy = False,
     captions: Annotated[
         str | None,
         typer.Option(help="Table of captions of whole videos. Default: .txt files beside them."),
@@ -124,7 +128,7 @@ def run(
 
     output = output.rstrip("/") or "/"
     given, overrides = split_overrides([*inputs, *context.args])
-    found = read_recipe(recipe, overrides)
+    found = read_recipe(recipe, [*overrides, "cut.mode=copy"] if copy else overrides)
     executor = open_executor(workers, ray)
     try:
         outcome = curate(

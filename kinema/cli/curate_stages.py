@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kinema.cli.curate import (
+    Copy,
     DataRoot,
     Ray,
     Workers,
@@ -88,9 +89,7 @@ def cut(
         ),
     ],
     output: Annotated[str, typer.Option("-o", "--output", help="Folder for clips and manifest.")],
-    copy: Annotated[
-        bool, typer.Option("--copy", help="Copy packets instead of encoding: keeps long GOPs.")
-    ] = False,
+    copy: Copy = False,
     data_root: DataRoot = None,
     workers: Workers = os.cpu_count() or 1,
     ray: Ray = None,
@@ -101,12 +100,12 @@ def cut(
     """
     from kinema.cli.curate import run
 
-    mode = ["cut.mode=copy"] if copy else []
     run(
         context,
-        [*inputs, "cut.whole=encode", *mode],
+        [*inputs, "cut.whole=encode"],
         output,
         recipe="curate/alone",
+        copy=copy,
         data_root=data_root,
         workers=workers,
         ray=ray,

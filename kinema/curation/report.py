@@ -109,9 +109,6 @@ class RunSummary:
     """In the order they ran."""
     tokens: Sequence[Tokens] = ()
     """One per captioning model."""
-    decode_floor_s: float | None = None
-    """Core-seconds that decoding alone of the computed sources takes: what `look` is held
-    against."""
     engine: str = "local"
     """`local` or `ray`."""
     cores: int | None = None

@@ -166,7 +166,7 @@ def refused(items: Sequence[Mapping[str, Any]], counts: Sequence[tuple[str, int]
     )
 
 
-def stages(items: Sequence[Any], floor_s: float | None) -> str:
+def stages(items: Sequence[Any]) -> str:
     """Throughput and cost of each stage."""
     lines = []
     for item in items:
@@ -194,15 +194,7 @@ def stages(items: Sequence[Any], floor_s: float | None) -> str:
         f'<th class="left">{name}</th>' if k < 2 else f"<th>{name}</th>"
         for k, name in enumerate(names)
     )
-    look = next((item for item in items if item.name == "look" and item.computed), None)
-    floor = ""
-    if look is not None and floor_s:
-        floor = (
-            f'<p class="small" style="margin-top:10px">Decoding alone of the same videos takes '
-            f"{seconds(floor_s)} of a core; looking at them cost {look.worker_s / floor_s:.2f} "
-            "times that.</p>"
-        )
-    return f'<div class="sheet wide"><table><tr>{heads}</tr>{"".join(lines)}</table>{floor}</div>'
+    return f'<div class="sheet wide"><table><tr>{heads}</tr>{"".join(lines)}</table></div>'
 
 
 def tokens(items: Sequence[Any]) -> str:

@@ -214,7 +214,7 @@ def _refused(refused: Sequence[Mapping[str, Any]]) -> str:
 def _cost(summary: RunSummary) -> str:
     if not summary.stages:
         return ""
-    body = to_html.stages(summary.stages, summary.decode_floor_s)
+    body = to_html.stages(summary.stages)
     if summary.tokens:
         body += to_html.tokens(summary.tokens)
     return to_html.section(

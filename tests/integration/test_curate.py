@@ -310,3 +310,5 @@ def test_copying_keeps_long_gops_and_says_what_that_costs(raw: Path, tmp_path: P
     assert "key frames they had, 60 frames apart" in done.stderr
     (row,) = rows(tmp_path / "out")
     assert row["gop"] == 60
+    kinema("curate", path, "-o", tmp_path / "found", "--copy", "--no-report")
+    assert {row["cut_by"] for row in rows(tmp_path / "found")} == {"copy"}
